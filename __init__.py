@@ -1,0 +1,52 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""ModernALBERT: a recursive ModernBERT-style encoder with a Mixture of LoRAs on its shared feed-forward network."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .configuration_modernalbert import ModernALBERTConfig
+from .hub import export_to_hub_folder
+from .modeling_modernalbert import (
+    ModernALBERTForMaskedLM,
+    ModernALBERTForMultipleChoice,
+    ModernALBERTForQuestionAnswering,
+    ModernALBERTForSequenceClassification,
+    ModernALBERTForTokenClassification,
+    ModernALBERTModel,
+    ModernALBERTPreTrainedModel,
+)
+from .upcycle import upcycle_modernbert
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(ModernALBERTConfig.model_type, ModernALBERTConfig, exist_ok=True)
+for _auto_class, _model_class in (
+    (AutoModel, ModernALBERTModel),
+    (AutoModelForMaskedLM, ModernALBERTForMaskedLM),
+    (AutoModelForSequenceClassification, ModernALBERTForSequenceClassification),
+    (AutoModelForTokenClassification, ModernALBERTForTokenClassification),
+    (AutoModelForQuestionAnswering, ModernALBERTForQuestionAnswering),
+    (AutoModelForMultipleChoice, ModernALBERTForMultipleChoice),
+):
+    _auto_class.register(ModernALBERTConfig, _model_class, exist_ok=True)
+
+__all__ = [
+    "ModernALBERTConfig",
+    "ModernALBERTForMaskedLM",
+    "ModernALBERTForMultipleChoice",
+    "ModernALBERTForQuestionAnswering",
+    "ModernALBERTForSequenceClassification",
+    "ModernALBERTForTokenClassification",
+    "ModernALBERTModel",
+    "ModernALBERTPreTrainedModel",
+    "export_to_hub_folder",
+    "upcycle_modernbert",
+]

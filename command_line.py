@@ -1,0 +1,89 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every command line shares: one sentence instead of a traceback, and output folders that are whole or absent."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake of the user's, said in one sentence. Commands print it and exit with code 2."""
+
+
+def run(main: Callable[[], object]) -> None:
+    """
+    Run a command's main function.
+
+    A `UserError` becomes one line on standard error and exit code 2, Ctrl-C exit code 130; a defect of ours keeps its
+    traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: str | Path, replaceable: str) -> Iterator[Path]:
+    """
+    Yield a temporary folder beside `folder`, and move it into place when the block ends without an exception.
+
+    Args:
+        folder: The final place.
+        replaceable: Name of a file that marks `folder` as an earlier output of the same kind, which is replaced.
+
+    Raises:
+        UserError: `folder` is a file, or a folder with other content.
+    """
+    folder = Path(folder)
+    check_replaceable(folder, replaceable)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Raise a UserError unless `folder` is absent, empty, or holds a file named `marker`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the output folder is a file.")
+    if any(folder.iterdir()) and not (folder / marker).exists():
+        raise UserError(f"{folder}: the output folder is not empty and holds no earlier output ({marker}).")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,126 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A complete Hub folder: weights, configuration, code, tokenizer and card, loadable with `trust_remote_code` alone."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
+
+from .command_line import UserError, atomic_folder, run
+
+
+CODE_FOLDER = Path(__file__).parent
+LICENSE_FILE = CODE_FOLDER / "LICENSE"
+
+
+def export_to_hub_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    card: str | None = None,
+) -> Path:
+    """
+    Write everything a stranger needs to load the model with `trust_remote_code=True`, with this package not installed.
+
+    The folder holds `config.json` with the `auto_map` of every class, the code files, `model.safetensors`, the
+    tokenizer and a card. It is written under a temporary name and moved into place.
+
+    Args:
+        model: Any ModernALBERT, with or without a head.
+        tokenizer: Its tokenizer, or None to leave it out.
+        folder: Where to write. Must not exist, or be empty, or be a folder that holds an earlier export.
+        card: Text of README.md; None writes one from the configuration.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: `folder` exists and is something else.
+    """
+    folder = Path(folder)
+    with atomic_folder(folder, replaceable="config.json") as temporary:
+        model.save_pretrained(temporary)  # the code travels along: every class is registered for it
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if LICENSE_FILE.is_file():
+            shutil.copyfile(LICENSE_FILE, temporary / "LICENSE")
+        (temporary / "README.md").write_text(card or default_card(model, folder.name), encoding="utf-8")
+    return folder
+
+
+def default_card(model: PreTrainedModel, name: str) -> str:
+    """A model card with what the configuration says; it claims no results."""
+    config = model.config
+    auto_class = model._auto_class or "AutoModel"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    modulation = {
+        "mol": f"Mixture of LoRAs: {config.num_experts} experts of rank {config.lora_rank}, "
+        f"{config.num_experts_per_tok} per token, in groups {list(config.modulated_groups)} (0-based)",
+        "moa": f"Mixture of Adapters: {config.num_experts} experts in groups {list(config.modulated_groups)} (0-based)",
+        "depth_lora": f"one LoRA of rank {config.lora_rank} per layer position",
+        "none": "none (a plain shared feed-forward network)",
+    }[config.ffn_modulation]
+    pipeline = {
+        "AutoModelForMaskedLM": "fill-mask",
+        "AutoModelForSequenceClassification": "text-classification",
+        "AutoModelForTokenClassification": "token-classification",
+        "AutoModelForQuestionAnswering": "question-answering",
+        "AutoModelForMultipleChoice": "multiple-choice",
+    }.get(auto_class, "feature-extraction")
+    return f"""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: {pipeline}
+tags: [modernalbert, mixture-of-loras]
+---
+# {name}
+
+A ModernALBERT: a recursive encoder whose {config.num_hidden_layers} layers share {config.num_groups} sets of weights.
+
+| | |
+|---|---|
+| parameters | {parameters:,} |
+| hidden size, heads | {config.hidden_size}, {config.num_attention_heads} |
+| layers = groups x depth | {config.num_hidden_layers} = {config.num_groups} x {config.group_depth} |
+| FFN modulation | {modulation} |
+| vocabulary, longest sequence | {config.vocab_size}, {config.max_position_embeddings} |
+
+```python
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
+```
+
+The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arXiv 2512.12880).
+"""
+
+
+def load_model(folder: str) -> PreTrainedModel:
+    """Load a ModernALBERT as the class its configuration names in `architectures`."""
+    import modernalbert
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no model there: {str(error).splitlines()[0]}") from None
+    name = (config.architectures or ["ModernALBERTModel"])[0]
+    model_class = getattr(modernalbert, name, None)
+    if model_class is None:
+        raise UserError(f"{folder}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class.")
+    return model_class.from_pretrained(folder)

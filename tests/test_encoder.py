@@ -1,0 +1,290 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The encoder is ModernBERT where it should be, and a sequence gets what it gets alone wherever it stands."""
+
+import pytest
+import torch
+from small_models import randomise, tiny_config, tiny_model
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+from modernalbert import (
+    ModernALBERTForMaskedLM,
+    ModernALBERTForMultipleChoice,
+    ModernALBERTForQuestionAnswering,
+    ModernALBERTForSequenceClassification,
+    ModernALBERTForTokenClassification,
+    ModernALBERTModel,
+    upcycle_modernbert,
+)
+from modernalbert.upcycle import config_from_modernbert
+
+
+LOCAL_GLOBAL = ["full_attention", "sliding_attention", "sliding_attention"] * 2
+HEADS = (
+    ModernALBERTForMaskedLM,
+    ModernALBERTForSequenceClassification,
+    ModernALBERTForTokenClassification,
+    ModernALBERTForQuestionAnswering,
+    ModernALBERTForMultipleChoice,
+)
+
+
+def modernbert(**changes) -> ModernBertForMaskedLM:
+    fields = {
+        "vocab_size": 120,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "num_hidden_layers": 6,
+        "local_attention": 8,
+    }
+    attention = changes.pop("attn_implementation", "sdpa")
+    config = ModernBertConfig(**(fields | changes))
+    config._attn_implementation = attention
+    return randomise(ModernBertForMaskedLM(config)).eval()
+
+
+def padded(side: str, lengths=(13, 20, 7)) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Ids and mask of a padded batch, and its sequences."""
+    sequences = [torch.randint(3, 120, (length,)) for length in lengths]
+    width = max(lengths)
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    mask = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        where = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        ids[row, where], mask[row, where] = sequence, 1
+    return ids, mask, sequences
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("layer_types", [None, LOCAL_GLOBAL, ["full_attention"] * 6])
+def test_equals_modernbert(attention, side, layer_types):
+    teacher = modernbert(layer_types=layer_types, attn_implementation=attention)
+    student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
+    student.set_attn_implementation(attention)
+    assert student.config.group_depth == 1 and student.config.skip_first_attn_norm
+    assert not list(student.model.groups[0].attn_norm.parameters())
+    ids, mask, _ = padded(side)
+    expected, actual = teacher(ids, mask).logits, student(ids, mask).logits
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_equals_modernbert_with_biases_and_hidden_states():
+    teacher = modernbert(norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True)
+    student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
+    ids, mask, _ = padded("right")
+    expected = teacher(ids, mask, output_hidden_states=True).hidden_states
+    actual = student(ids, mask, output_hidden_states=True).hidden_states
+    assert len(actual) == len(expected) == 7
+    for a, b in zip(actual, expected):
+        torch.testing.assert_close(a[mask.bool()], b[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("modulation", ["mol", "moa", "depth_lora", "none"])
+def test_padding_changes_nothing(dtype, tolerance, attention, side, modulation):
+    model = tiny_model(
+        ModernALBERTModel,
+        dtype,
+        layer_types=LOCAL_GLOBAL,
+        ffn_modulation=modulation,
+        attn_implementation=attention,
+    )
+    ids, mask, sequences = padded(side)
+    output = model(ids, mask).last_hidden_state
+    for row, sequence in enumerate(sequences):
+        alone = model(sequence[None]).last_hidden_state[0]
+        torch.testing.assert_close(output[row][mask[row].bool()], alone, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packing_changes_nothing(dtype, tolerance, attention):
+    model = tiny_model(ModernALBERTModel, dtype, layer_types=LOCAL_GLOBAL, attn_implementation=attention)
+    lengths = [[5, 9, 1, 6], [11, 10], [3, 12]]  # the last row ends in padding
+    rows, width = [[torch.randint(3, 120, (n,)) for n in row] for row in lengths], 21
+    ids, positions = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
+    mask = torch.zeros(3, width, dtype=torch.long)
+    for r, row in enumerate(rows):
+        n = sum(map(len, row))
+        ids[r, :n], mask[r, :n] = torch.cat(row), 1
+        positions[r, :n] = torch.cat([torch.arange(len(sequence)) for sequence in row])
+    output = model(ids, mask, position_ids=positions).last_hidden_state
+    without_mask = model(ids[:2], position_ids=positions[:2]).last_hidden_state
+    torch.testing.assert_close(output[:2], without_mask, atol=tolerance, rtol=tolerance)
+    assert torch.isfinite(output).all()
+    for r, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            alone = model(sequence[None]).last_hidden_state[0]
+            packed = output[r, start : start + len(sequence)]
+            torch.testing.assert_close(packed, alone, atol=tolerance, rtol=tolerance)
+            start += len(sequence)
+
+
+def test_flex_attention_equals_sdpa_on_padded_and_packed_rows():
+    sdpa = tiny_model(ModernALBERTModel, layer_types=LOCAL_GLOBAL, hidden_size=64, attn_implementation="sdpa")
+    flex = tiny_model(ModernALBERTModel, layer_types=LOCAL_GLOBAL, hidden_size=64, attn_implementation="flex_attention")
+    ids, mask, _ = padded("right")
+    positions = torch.cat([torch.arange(8), torch.arange(12)]).repeat(3, 1)
+    with torch.no_grad():
+        for inputs in ({"attention_mask": mask}, {"position_ids": positions}):
+            expected, actual = sdpa(ids, **inputs)[0], flex(ids, **inputs)[0]
+            real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+            torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_row_of_padding_alone_stays_finite(attention):
+    model = tiny_model(ModernALBERTForMaskedLM, attn_implementation=attention).train()
+    ids = torch.randint(3, 120, (2, 9))
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1] = 0
+    output = model(ids, mask, labels=ids)
+    output.loss.backward()
+    assert torch.isfinite(output.logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    usage = model.model.groups[-1].mlp.mol_usage.clone()
+    model(ids, torch.zeros_like(mask))
+    assert torch.equal(model.model.groups[-1].mlp.mol_usage, usage)
+
+
+def test_local_layers_see_their_window_only():
+    model = tiny_model(ModernALBERTModel, layer_types=["sliding_attention"] * 6, num_hidden_layers=6)
+    ids = torch.randint(3, 120, (1, 60))
+    changed = ids.clone()
+    changed[0, 0] = 119 if ids[0, 0] != 119 else 118
+    difference = (model(ids)[0] - model(changed)[0]).abs().amax(dim=-1)[0]
+    reach = 6 * model.config.local_attention // 2
+    assert difference[: reach + 1].min() > 0 and difference[reach + 1 :].max() == 0
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_pooled_heads_ignore_padding(pooling, side):
+    model = tiny_model(ModernALBERTForSequenceClassification, classifier_pooling=pooling)
+    choice = tiny_model(ModernALBERTForMultipleChoice, classifier_pooling=pooling)
+    ids, mask, sequences = padded(side)
+    logits, scores = model(ids, mask).logits, choice(ids[None], mask[None]).logits
+    assert scores.shape == (1, 3)
+    for row, sequence in enumerate(sequences):
+        torch.testing.assert_close(logits[row], model(sequence[None]).logits[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scores[0, row], choice(sequence[None, None]).logits[0, 0], atol=1e-5, rtol=1e-5)
+
+
+def labels_for(model_class, ids):
+    batch, length = ids.shape
+    if model_class is ModernALBERTForQuestionAnswering:
+        return {"start_positions": torch.zeros(batch, dtype=torch.long), "end_positions": torch.full((batch,), 3)}
+    if model_class in (ModernALBERTForMaskedLM, ModernALBERTForTokenClassification):
+        return {"labels": torch.randint(0, 2, (batch, length))}
+    return {"labels": torch.zeros(batch, dtype=torch.long)}
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+def test_every_head_trains_and_returns_what_is_asked(model_class):
+    model = tiny_model(model_class, attn_implementation="eager", router_jitter_noise=0.0)
+    flat_ids = torch.randint(3, 120, (4, 9))
+    ids = flat_ids.view(2, 2, 9) if model_class is ModernALBERTForMultipleChoice else flat_ids
+    labels = labels_for(model_class, flat_ids)
+    if model_class is ModernALBERTForMultipleChoice:
+        labels = {"labels": torch.tensor([0, 1])}
+    asked = {"output_hidden_states": True, "output_attentions": True, "output_router_logits": True}
+    output = model(ids, **labels, **asked)
+    assert len(output.hidden_states) == 7 and output.hidden_states[0].shape == (4, 9, 32)
+    assert len(output.attentions) == 6 and output.attentions[0].shape == (4, 4, 9, 9)
+    assert len(output.router_logits) == 4 and output.router_logits[0].shape == (4, 9, 4)
+    assert output.aux_loss is None
+    assert isinstance(model(ids, **labels, return_dict=False), tuple)
+    silent = model(ids, **labels)
+    assert silent.hidden_states is None and silent.attentions is None and silent.router_logits is None
+
+    training = model.train()(ids, **labels)
+    torch.testing.assert_close(training.loss - output.loss, training.aux_loss, atol=1e-5, rtol=0)
+    training.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_classification_problem_types():
+    ids = torch.randint(3, 120, (4, 9))
+    cases = {
+        "regression": (1, torch.rand(4)),
+        "multi_label_classification": (3, torch.randint(0, 2, (4, 3)).float()),
+        "single_label_classification": (3, torch.randint(0, 3, (4,))),
+    }
+    for problem_type, (num_labels, labels) in cases.items():
+        model = tiny_model(ModernALBERTForSequenceClassification, num_labels=num_labels)
+        logits = model(ids).logits
+        loss = model(ids, labels=labels).loss
+        assert model.config.problem_type == problem_type
+        expected = {
+            "regression": lambda: (logits.squeeze() - labels).square().mean(),
+            "multi_label_classification": lambda: torch.nn.functional.binary_cross_entropy_with_logits(logits, labels),
+            "single_label_classification": lambda: torch.nn.functional.cross_entropy(logits, labels),
+        }[problem_type]()
+        torch.testing.assert_close(loss, expected)
+    named = tiny_config(id2label={0: "no", 1: "yes", 2: "maybe"}, label2id={"no": 0, "yes": 1, "maybe": 2})
+    assert ModernALBERTForSequenceClassification(named).classifier.out_features == 3
+
+
+def test_sparse_prediction_gives_the_same_loss():
+    dense, sparse = (tiny_model(ModernALBERTForMaskedLM, sparse_prediction=flag) for flag in (False, True))
+    ids = torch.randint(3, 120, (2, 9))
+    labels = torch.where(torch.rand(2, 9) < 0.4, ids, -100)
+    a, b = dense(ids, labels=labels), sparse(ids, labels=labels)
+    torch.testing.assert_close(a.loss, b.loss)
+    torch.testing.assert_close(a.logits[labels != -100], b.logits)
+
+
+def test_inputs_embeds_have_the_width_of_the_factorised_embedding():
+    model = tiny_model(ModernALBERTModel)
+    ids = torch.randint(3, 120, (2, 9))
+    embeddings = model.get_input_embeddings()(ids)
+    assert embeddings.shape == (2, 9, 16)
+    torch.testing.assert_close(model(inputs_embeds=embeddings)[0], model(ids)[0])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(ids, inputs_embeds=embeddings)
+
+
+def test_a_prepared_4d_mask_is_used():
+    model = tiny_model(ModernALBERTModel)
+    ids, mask, _ = padded("right")
+    prepared = mask.bool()[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+    expected, actual = model(ids, mask)[0], model(ids, prepared)[0]
+    torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()])
+
+
+def test_attentions_need_eager():
+    with pytest.raises(ValueError, match="attn_implementation='sdpa'.*eager"):
+        tiny_model(ModernALBERTModel, attn_implementation="sdpa")(torch.ones(1, 4, dtype=torch.long), output_attentions=True)
+
+
+@pytest.mark.parametrize("embedding_size", [16, None])
+def test_resize_token_embeddings_keeps_the_tie(embedding_size):
+    model = tiny_model(ModernALBERTForMaskedLM, embedding_size=embedding_size)
+    ids = torch.randint(3, 120, (2, 9))
+    before = model(ids).logits
+    model.resize_token_embeddings(131)
+    assert model.config.vocab_size == 131
+    assert model.decoder.weight is model.get_input_embeddings().weight
+    after = model(ids)
+    assert after.logits.shape == (2, 9, 131)
+    torch.testing.assert_close(after.logits[..., :120], before)
+    assert model(ids, labels=ids).loss.isfinite()
+
+
+@pytest.mark.parametrize("rope_type, extra", [("linear", {"factor": 2.0}), ("dynamic", {"factor": 2.0})])
+def test_other_rope_types(rope_type, extra):
+    rope = {"full_attention": {"rope_type": rope_type, "rope_theta": 1e4, **extra}}
+    model = tiny_model(ModernALBERTModel, rope_parameters=rope, max_position_embeddings=16)
+    plain = tiny_model(ModernALBERTModel, rope_parameters={"full_attention": {"rope_theta": 1e4}})
+    ids = torch.randint(3, 120, (1, 40))
+    output = model(ids)[0]
+    assert torch.isfinite(output).all() and not torch.allclose(output, plain(ids)[0], atol=1e-3)

@@ -1,0 +1,209 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Weights for a ModernALBERT from a trained ModernBERT: its layers become groups, its embedding is factorised."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForMaskedLM, ModernBertConfig, PreTrainedModel
+
+from .configuration_modernalbert import ModernALBERTConfig
+from .modeling_modernalbert import ModernALBERTForMaskedLM
+
+
+LAYER_MAPS = ("stepwise", "first", "last", "average")
+
+# Fields that mean the same in ModernBertConfig.
+COMMON_FIELDS = (
+    "vocab_size max_position_embeddings hidden_size num_attention_heads intermediate_size num_hidden_layers "
+    "layer_types local_attention rope_parameters initializer_range initializer_cutoff_factor norm_eps norm_bias "
+    "attention_bias attention_dropout embedding_dropout mlp_bias mlp_dropout hidden_activation decoder_bias "
+    "classifier_pooling classifier_dropout classifier_bias classifier_activation deterministic_flash_attn "
+    "sparse_prediction sparse_pred_ignore_index tie_word_embeddings "
+    "pad_token_id bos_token_id eos_token_id cls_token_id sep_token_id"
+).split()
+
+
+def config_from_modernbert(teacher: ModernBertConfig, **changes) -> ModernALBERTConfig:
+    """
+    The ModernALBERT configuration that *is* the given ModernBERT: depth 1, no factorisation, no modulation.
+
+    Args:
+        teacher: Of any ModernBERT-family checkpoint.
+        changes: Fields to set otherwise, e.g. `group_depth=2, ffn_modulation="mol"`.
+    """
+    fields = {name: getattr(teacher, name) for name in COMMON_FIELDS}
+    fields |= {
+        "group_depth": 1,
+        "embedding_size": None,
+        "ffn_modulation": "none",
+        "mol_intermediate_size": None,
+        "skip_first_attn_norm": True,
+    }
+    return ModernALBERTConfig(**(fields | changes))
+
+
+def teacher_layers_of_groups(
+    layer_map: str | Sequence[int], num_groups: int, num_teacher_layers: int
+) -> list[list[int]]:
+    """
+    Which teacher layers each group is made of (the mean of them).
+
+    Args:
+        layer_map: "stepwise" takes evenly spaced layers from the first to the last, "first" and "last" the first and
+            last K layers, "average" the mean of each of K equal spans; or K layer numbers.
+        num_groups: K.
+        num_teacher_layers: L.
+
+    Returns:
+        K lists of layer numbers, 0-based.
+
+    Raises:
+        ValueError: the map is unknown, of another length, or names a layer the teacher does not have.
+    """
+    K, L = num_groups, num_teacher_layers
+    if isinstance(layer_map, str):
+        if layer_map not in LAYER_MAPS:
+            raise ValueError(
+                f"layer_map={layer_map!r} is not allowed: it must be one of {', '.join(map(repr, LAYER_MAPS))} "
+                f"or a list of {K} layer numbers."
+            )
+        if K > L:
+            raise ValueError(f"layer_map={layer_map!r} needs at least {K} teacher layers for {K} groups, got {L}.")
+        if layer_map == "first":
+            return [[k] for k in range(K)]
+        if layer_map == "last":
+            return [[L - K + k] for k in range(K)]
+        if layer_map == "stepwise":
+            return [[round(k * (L - 1) / max(1, K - 1))] for k in range(K)]
+        bounds = [round(k * L / K) for k in range(K + 1)]
+        return [list(range(bounds[k], bounds[k + 1])) for k in range(K)]
+    if len(layer_map) != K or not all(isinstance(i, int) and 0 <= i < L for i in layer_map):
+        raise ValueError(f"layer_map={layer_map!r} is not allowed: it must name {K} layers, each from 0 to {L - 1}.")
+    return [[i] for i in layer_map]
+
+
+def factorise_embedding(embedding: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The best rank-e approximation of a (V, d) embedding: (V, e) and (d, e) with embedding ~ first @ second.T.
+
+    By the eigenvectors of the d x d Gram matrix in float64, the same as a truncated SVD and far cheaper for V >> d.
+    The columns of the second are orthonormal times the root mean square of the singular values over sqrt(V), so that
+    both factors have entries of ordinary size.
+    """
+    matrix = embedding.double()
+    _, vectors = torch.linalg.eigh(matrix.T @ matrix)  # ascending
+    basis = vectors[:, -width:]
+    factor = matrix @ basis
+    scale = factor.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny) / 0.02
+    return (factor / scale).to(embedding.dtype), (basis * scale).to(embedding.dtype)
+
+
+@torch.no_grad()
+def upcycle_modernbert(
+    teacher: PreTrainedModel | str,
+    config: ModernALBERTConfig,
+    layer_map: str | Sequence[int] = "stepwise",
+) -> ModernALBERTForMaskedLM:
+    """
+    Build a ModernALBERT from a ModernBERT-family model.
+
+    With `group_depth=1`, no factorisation and no modulation (see `config_from_modernbert`) the result computes what
+    the teacher computes. Otherwise: each group takes the teacher layers of `layer_map`; a factorised embedding is the
+    truncated SVD of the teacher's; an FFN that is wider in the student gets new units whose output weights are zero,
+    so that it computes the same; experts start at zero, so that step 0 is the shared model.
+
+    Args:
+        teacher: A `ModernBertForMaskedLM` (or the encoder alone: the head then starts fresh), or its name or folder.
+        config: Of the student. `skip_first_attn_norm` is taken from the teacher's form, not from here.
+        layer_map: See `teacher_layers_of_groups`.
+
+    Returns:
+        The student, in the teacher's dtype, in evaluation mode.
+
+    Raises:
+        ValueError: a width, a vocabulary or a bias of the two cannot be mapped, or `layer_map` is not allowed.
+    """
+    if isinstance(teacher, str):
+        teacher = AutoModelForMaskedLM.from_pretrained(teacher)
+    teacher_config = teacher.config
+    if teacher_config.model_type != "modernbert":
+        raise ValueError(f"The teacher's model_type={teacher_config.model_type!r} is not allowed: it must be 'modernbert'.")
+    for field in ("vocab_size", "hidden_size", "num_attention_heads", "norm_bias", "attention_bias", "mlp_bias"):
+        ours, theirs = getattr(config, field), getattr(teacher_config, field)
+        if ours != theirs:
+            raise ValueError(f"{field}={ours!r} is not allowed: it must be the teacher's {theirs!r}.")
+    encoder = teacher.base_model
+    layers = teacher_layers_of_groups(layer_map, config.num_groups, len(encoder.layers))
+
+    config = ModernALBERTConfig.from_dict(config.to_dict())
+    config.skip_first_attn_norm = not hasattr(encoder.layers[0].attn_norm, "weight")
+    student = ModernALBERTForMaskedLM(config).to(encoder.dtype)
+
+    embedding = encoder.embeddings.tok_embeddings.weight
+    if config.embedding_size is not None:
+        embedding, projection = factorise_embedding(embedding, config.embedding_size)
+        student.model.embeddings.projection.weight.copy_(projection)
+    student.model.embeddings.tok_embeddings.weight.copy_(embedding)
+    student.model.embeddings.norm.load_state_dict(encoder.embeddings.norm.state_dict())
+    student.model.final_norm.load_state_dict(encoder.final_norm.state_dict())
+
+    # The layer without an attention norm gives none: the uses of its group that have one take the next layer's.
+    norm_of = [max(i, 1) if config.skip_first_attn_norm else i for i in range(len(encoder.layers))]
+    for k, (group, sources) in enumerate(zip(student.model.groups, layers)):
+        if list(group.attn_norm.parameters()):
+            copy_mean(group.attn_norm, [encoder.layers[min(norm_of[i], len(norm_of) - 1)].attn_norm for i in sources])
+        copy_mean(group.attn, [encoder.layers[i].attn for i in sources])
+        copy_mean(group.mlp_norm, [encoder.layers[i].mlp_norm for i in sources])
+        copy_ffn(group.mlp, [encoder.layers[i].mlp for i in sources], group=k)
+
+    if hasattr(teacher, "head"):
+        student.head.load_state_dict(teacher.head.state_dict())
+        if config.decoder_bias and teacher.decoder.bias is not None:
+            student.decoder.bias.copy_(teacher.decoder.bias)
+        if not config.tie_word_embeddings and config.embedding_size is None:
+            student.decoder.weight.copy_(teacher.decoder.weight)
+    student.tie_weights()
+    return student.eval()
+
+
+def copy_mean(target: torch.nn.Module, sources: list[torch.nn.Module]) -> None:
+    """Set every parameter of `target` to the mean of the sources' parameters of that name."""
+    for name, parameter in target.named_parameters():
+        parameter.copy_(torch.stack([source.get_parameter(name).float() for source in sources]).mean(dim=0))
+
+
+def copy_ffn(target: torch.nn.Module, sources: list[torch.nn.Module], group: int) -> None:
+    """
+    As `copy_mean` for Wi (2 f, d) and Wo (d, f); units the target has beyond the sources' keep their fresh input
+    weights and get output weights of zero.
+    """
+    width, new_width = sources[0].Wo.in_features, target.width
+    if new_width < width:
+        raise ValueError(
+            f"The FFN width {new_width} of group {group} is not allowed: it must be at least the teacher's {width}."
+        )
+
+    def mean(name: str) -> torch.Tensor:
+        return torch.stack([source.get_parameter(name).float() for source in sources]).mean(dim=0)
+
+    for name in ["Wi.weight"] + (["Wi.bias"] if target.Wi.bias is not None else []):
+        # Both halves, activated and gate, are widened alike.
+        new, old = target.get_parameter(name), mean(name)
+        new[:width].copy_(old[:width])
+        new[new_width : new_width + width].copy_(old[width:])
+    target.Wo.weight.zero_()
+    target.Wo.weight[:, :width].copy_(mean("Wo.weight"))
+    if target.Wo.bias is not None:
+        target.Wo.bias.copy_(mean("Wo.bias"))
