@@ -43,6 +43,11 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
+def first_sentence(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: str | Path, replaceable: str) -> Iterator[Path]:
     """

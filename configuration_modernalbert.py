@@ -114,7 +114,7 @@ class ModernALBERTConfig(PreTrainedConfig):
         vocab_size (`int`): Number of token ids.
         max_position_embeddings (`int`): Longest sequence the rotary embedding is meant for.
         hidden_size (`int`), num_attention_heads (`int`): Width of the token states, number of heads.
-        embedding_size (`int` or `None`): Width e of the factorised embedding (V, e) x (e, d); `None` = no factorisation.
+        embedding_size (`int` or `None`): Width e of a factorised embedding (V, e) x (e, d); `None` = none.
         intermediate_size (`int`): GeGLU width f of a plain group.
         mol_intermediate_size (`int` or `None`): GeGLU width of the groups in `mol_groups`, under every
             `ffn_modulation`, so that a merged model keeps its shape; `None` = `intermediate_size`.

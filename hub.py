@@ -13,19 +13,22 @@
 # limitations under the License.
 """A complete Hub folder: weights, configuration, code, tokenizer and card, loadable with `trust_remote_code` alone."""
 
-import argparse
+import logging
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto import modeling_auto
+from huggingface_hub import HfApi
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
-from .command_line import UserError, atomic_folder, run
+from modernalbert import modeling_modernalbert
+from modernalbert.command_line import UserError, atomic_folder, check_replaceable, first_sentence, run
+from modernalbert.configuration_modernalbert import ModernALBERTConfig
 
 
-CODE_FOLDER = Path(__file__).parent
-LICENSE_FILE = CODE_FOLDER / "LICENSE"
+logger = logging.getLogger(__name__)
+
+LICENSE_FILE = Path(__file__).parent / "LICENSE"
 
 
 def export_to_hub_folder(
@@ -103,7 +106,7 @@ A ModernALBERT: a recursive encoder whose {config.num_hidden_layers} layers shar
 ```python
 from transformers import AutoTokenizer, {auto_class}
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
 ```
 
@@ -111,16 +114,70 @@ The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arX
 """
 
 
-def load_model(folder: str) -> PreTrainedModel:
-    """Load a ModernALBERT as the class its configuration names in `architectures`."""
-    import modernalbert
+def load_model(name_or_path: str) -> PreTrainedModel:
+    """
+    Load a ModernALBERT as the class its configuration names in `architectures`, with this package's code.
 
+    Raises:
+        UserError: there is no ModernALBERT of that name.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = ModernALBERTConfig.from_pretrained(name_or_path)
+        model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
+        if config.model_type != ModernALBERTConfig.model_type or model_class is None:
+            raise UserError(
+                f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT."
+            )
+        return model_class.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model there: {str(error).splitlines()[0]}") from None
-    name = (config.architectures or ["ModernALBERTModel"])[0]
-    model_class = getattr(modernalbert, name, None)
-    if model_class is None:
-        raise UserError(f"{folder}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class.")
-    return model_class.from_pretrained(folder)
+        raise UserError(f"{name_or_path}: cannot be loaded: {first_sentence(error)}") from None
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model, or None if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError):
+        return None
+
+
+def push_folder(folder: Path, hub_model_id: str, path_in_repo: str = ".") -> None:
+    """Upload a folder to a model repository on the Hub, which is created if needed."""
+    api = HfApi()
+    api.create_repo(hub_model_id, exist_ok=True)
+    api.upload_folder(repo_id=hub_model_id, folder_path=folder, path_in_repo=path_in_repo)
+
+
+@dataclass
+class ExportArguments:
+    """Write a ModernALBERT as a complete Hub folder: weights, code, configuration, tokenizer, card."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT."})
+    output_dir: str = field(metadata={"help": "Folder to write; it appears when it is complete."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to, e.g. me/my-model."})
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
+    check_replaceable(Path(arguments.output_dir), "config.json")
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        raise UserError("--push_to_hub needs --hub_model_id.")
+    model = load_model(arguments.model_name_or_path)
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    if tokenizer is None:
+        logger.warning("No tokenizer found beside the model: the folder will have none.")
+    folder = export_to_hub_folder(model, tokenizer, arguments.output_dir)
+    print(f"Written to {folder}")
+    if arguments.push_to_hub:
+        push_folder(folder, arguments.hub_model_id)
+        print(f"Uploaded to {arguments.hub_model_id}")
+
+
+def command() -> None:
+    """Entry point of `modernalbert-export`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

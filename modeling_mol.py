@@ -283,7 +283,9 @@ def resolve_mol_backend(name: str) -> Callable:
     if name == "auto":
         name = "masked"
     if name not in MOL_BACKENDS:
-        raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(['auto', *MOL_BACKENDS])}.")
+        raise ValueError(
+            f"mol_backend={name!r} is not allowed: it must be one of {', '.join(['auto', *MOL_BACKENDS])}."
+        )
     return MOL_BACKENDS[name]
 
 

@@ -139,7 +139,9 @@ def upcycle_modernbert(
         teacher = AutoModelForMaskedLM.from_pretrained(teacher)
     teacher_config = teacher.config
     if teacher_config.model_type != "modernbert":
-        raise ValueError(f"The teacher's model_type={teacher_config.model_type!r} is not allowed: it must be 'modernbert'.")
+        raise ValueError(
+            f"The teacher's model_type={teacher_config.model_type!r} is not allowed: it must be 'modernbert'."
+        )
     for field in ("vocab_size", "hidden_size", "num_attention_heads", "norm_bias", "attention_bias", "mlp_bias"):
         ours, theirs = getattr(config, field), getattr(teacher_config, field)
         if ours != theirs:

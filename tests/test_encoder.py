@@ -224,11 +224,12 @@ def test_classification_problem_types():
         logits = model(ids).logits
         loss = model(ids, labels=labels).loss
         assert model.config.problem_type == problem_type
-        expected = {
-            "regression": lambda: (logits.squeeze() - labels).square().mean(),
-            "multi_label_classification": lambda: torch.nn.functional.binary_cross_entropy_with_logits(logits, labels),
-            "single_label_classification": lambda: torch.nn.functional.cross_entropy(logits, labels),
-        }[problem_type]()
+        if problem_type == "regression":
+            expected = (logits.squeeze() - labels).square().mean()
+        elif problem_type == "multi_label_classification":
+            expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        else:
+            expected = torch.nn.functional.cross_entropy(logits, labels)
         torch.testing.assert_close(loss, expected)
     named = tiny_config(id2label={0: "no", 1: "yes", 2: "maybe"}, label2id={"no": 0, "yes": 1, "maybe": 2})
     assert ModernALBERTForSequenceClassification(named).classifier.out_features == 3
@@ -263,7 +264,9 @@ def test_a_prepared_4d_mask_is_used():
 
 def test_attentions_need_eager():
     with pytest.raises(ValueError, match="attn_implementation='sdpa'.*eager"):
-        tiny_model(ModernALBERTModel, attn_implementation="sdpa")(torch.ones(1, 4, dtype=torch.long), output_attentions=True)
+        tiny_model(ModernALBERTModel, attn_implementation="sdpa")(
+            torch.ones(1, 4, dtype=torch.long), output_attentions=True
+        )
 
 
 @pytest.mark.parametrize("embedding_size", [16, None])

@@ -1,0 +1,594 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Merge the experts of a Mixture of LoRAs into one adapter, and say what that costs."""
+
+import copy
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import DataCollatorForLanguageModeling, HfArgumentParser, PreTrainedModel
+
+from modernalbert.command_line import UserError, atomic_folder, check_replaceable, run
+from modernalbert.configuration_modernalbert import ModernALBERTConfig
+from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
+from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts, summarise_routing
+
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("uniform", "ema", "calibration")
+SAVES = ("adapter", "folded", "both")
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+class MergedExpert(NamedTuple):
+    """One LoRA in place of E, and the share of the averaged deltas' squared norm it keeps, by projection."""
+
+    expert: Experts  # E = 1, scaling 1
+    energy_in: float
+    energy_out: float
+
+
+MERGE_METHODS: dict[str, Callable[[Experts, torch.Tensor, int | None], MergedExpert]] = {}
+
+
+def register_merge_method(name: str) -> Callable:
+    """
+    Make a function available as `method=name`.
+
+    A method takes (experts in float64, weights (E,) in float64, rank or None) and returns a MergedExpert.
+    """
+
+    def decorator(function: Callable) -> Callable:
+        MERGE_METHODS[name] = function
+        return function
+
+    return decorator
+
+
+@register_merge_method("linear")
+def merge_linear(experts: Experts, weights: torch.Tensor, rank: int | None) -> MergedExpert:
+    """sum_e w_e Delta_e, exactly, by concatenation: rank E r."""
+    exact_rank = experts.A_in.shape[0] * experts.A_in.shape[1]
+    if rank not in (None, exact_rank):
+        raise ValueError(
+            f"rank={rank} is not allowed with method='linear': it must be {exact_rank} (num_experts x lora_rank), or "
+            "use method='svd'."
+        )
+    return MergedExpert(concatenate_experts(experts, weights), 1.0, 1.0)
+
+
+@register_merge_method("svd")
+def merge_svd(experts: Experts, weights: torch.Tensor, rank: int | None) -> MergedExpert:
+    """The best rank-r approximation of sum_e w_e Delta_e in the Frobenius norm; rank None = that of one expert."""
+    exact = concatenate_experts(experts, weights)
+    full_rank = exact.A_in.shape[1]
+    rank = experts.A_in.shape[1] if rank is None else rank
+    if not 1 <= rank <= full_rank:
+        raise ValueError(f"rank={rank} is not allowed: it must be from 1 to {full_rank} (num_experts x lora_rank).")
+    A_in, B_in, energy_in = truncate_product(exact.A_in[0], exact.B_in[0], rank)
+    A_out, B_out, energy_out = truncate_product(exact.A_out[0], exact.B_out[0], rank)
+    expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
+    return MergedExpert(expert, energy_in, energy_out)
+
+
+def truncate_product(A: torch.Tensor, B: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """
+    Truncated SVD of B A from the factors alone: the product itself is never built.
+
+    Args:
+        A: (R, x).
+        B: (y, R).
+        rank: r <= R.
+
+    Returns:
+        A' (r, x), B' (y, r) with the singular values shared evenly, and the share of the squared norm they keep.
+    """
+    q_a, r_a = torch.linalg.qr(A.T)
+    q_b, r_b = torch.linalg.qr(B)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    total = s.square().sum()
+    energy = 1.0 if total == 0 else (s[:rank].square().sum() / total).item()
+    root = s[:rank].sqrt()
+    # Fewer singular values than the rank asked for, where A or B is narrow: the rest are zeros.
+    missing = rank - root.numel()
+    small_a = nn.functional.pad((root[:, None] * vh[: root.numel()]) @ q_a.T, (0, 0, 0, missing))
+    small_b = nn.functional.pad(q_b @ (u[:, : root.numel()] * root), (0, missing))
+    return small_a, small_b, energy
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class GroupReport:
+    """What merging did to one group. Errors are relative norms over the tokens of all its layers."""
+
+    group: int
+    weights: list[float]
+    rank: int
+    energy_kept_in: float
+    energy_kept_out: float
+    relative_error: float | None = None  # |merged - routed| / |routed|, of the FFN's output
+    relative_error_of_experts: float | None = None  # |merged - routed| / |routed - shared FFN alone|
+
+
+@dataclass
+class MergeReport:
+    """
+    The result of `merge_experts`.
+
+    Attributes:
+        model: The merged model: folded where that is possible, else with one expert and no router.
+        base: The model without experts, base of the stock LoRA adapter; None where there is no such adapter.
+        folded: Whether `model` has no experts left.
+        note: Said where something could not be done.
+        measured_on: What the errors were measured on.
+        loss_before, loss_after: Mean loss over the calibration batches that have labels, in evaluation mode.
+        latency_ms: Median forward times, from `measure_latency`.
+    """
+
+    model: PreTrainedModel
+    base: PreTrainedModel | None
+    experts: dict[int, Experts]
+    method: str
+    weights: str
+    rank: int
+    groups: list[GroupReport]
+    parameters_before: int
+    parameters_after: int
+    folded: bool = True
+    note: str | None = None
+    measured_on: str | None = None
+    relative_error_of_output: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    latency_ms: dict[str, float] | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """The figures, ready for JSON."""
+        skipped = ("model", "base", "experts")
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
+        return values | {"groups": [asdict(group) for group in self.groups]}
+
+    def to_markdown(self) -> str:
+        """A section for a model card."""
+        lines = [
+            "## Merged experts",
+            "",
+            f"Weights `{self.weights}`, method `{self.method}`, rank {self.rank}. Parameters: "
+            f"{self.parameters_before:,} before, {self.parameters_after:,} after.",
+            "",
+        ]
+        if self.note:
+            lines += [self.note, ""]
+        lines += [
+            "| group | weights | energy kept (in, out) | error of FFN output | error of the experts' part |",
+            "|---|---|---|---|---|",
+        ]
+        for g in self.groups:
+            lines.append(
+                f"| {g.group} | {' '.join(f'{w:.3f}' for w in g.weights)} | {g.energy_kept_in:.4f}, "
+                f"{g.energy_kept_out:.4f} | {_percent(g.relative_error)} | {_percent(g.relative_error_of_experts)} |"
+            )
+        lines += [
+            "",
+            f"Relative errors against token routing, measured on {self.measured_on}. Token states after the last "
+            f"layer: {_percent(self.relative_error_of_output)}.",
+        ]
+        if self.loss_before is not None:
+            lines.append(f"Loss on the calibration text: {self.loss_before:.4f} routed, {self.loss_after:.4f} merged.")
+        for name, values in self.metrics.items():
+            lines.append(f"{name}: " + ", ".join(f"{value:.4f} {key}" for key, value in values.items()) + ".")
+        if self.latency_ms:
+            times = ", ".join(f"{value:.1f} ms {key}" for key, value in self.latency_ms.items())
+            lines.append(f"Median forward: {times}.")
+        return "\n".join(lines) + "\n"
+
+    def measure_latency(self, routed: PreTrainedModel, batch: dict, repeats: int = 15) -> None:
+        """Time forwards of both models in turn on one batch, and keep the medians in `latency_ms`."""
+        times = {"routed": [], "merged": []}
+        with torch.inference_mode():
+            for i in range(repeats + 2):
+                for name, model in (("routed", routed.eval()), ("merged", self.model)):
+                    _synchronise(model)
+                    start = time.perf_counter()
+                    model(**batch)
+                    _synchronise(model)
+                    if i >= 2:  # warm-up
+                        times[name].append(1000 * (time.perf_counter() - start))
+        self.latency_ms = {name: statistics.median(values) for name, values in times.items()}
+
+    def save(self, folder: str | Path, save: str = "both", tokenizer=None) -> Path:
+        """
+        Write the result; the folder appears when it is complete.
+
+        Args:
+            folder: Gets `merge_report.json` and `merge_report.md`, and by `save`:
+                "adapter": `adapter/`, a stock peft LoRA, and `base/`, the model it sits on, a complete Hub folder;
+                "folded": `folded/`, the merged model, a complete Hub folder; "both".
+            tokenizer: Written beside each model.
+
+        Raises:
+            ValueError: `save` is not allowed, or there is no adapter (`mol_positions="last"`).
+        """
+        if save not in SAVES:
+            raise ValueError(f"save={save!r} is not allowed: it must be one of {', '.join(map(repr, SAVES))}.")
+        if save == "adapter" and self.base is None:
+            raise ValueError(f"save='adapter' is not allowed: {self.note}")
+        folder = Path(folder)
+        with atomic_folder(folder, replaceable="merge_report.json") as temporary:
+            if save != "folded" and self.base is not None:
+                export_to_hub_folder(self.base, tokenizer, temporary / "base")
+                self.save_adapter(temporary / "adapter", base_name=str(folder / "base"))
+            if save != "adapter":
+                export_to_hub_folder(self.model, tokenizer, temporary / "folded")
+            (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            (temporary / "merge_report.md").write_text(self.to_markdown())
+        return folder
+
+    def save_adapter(self, folder: Path, base_name: str) -> None:
+        """Write the merged experts as a `LoraConfig` checkpoint that plain peft loads on `base`."""
+        prefix = "" if self.base.base_model is self.base else f"{self.base.base_model_prefix}."
+        targets = [f"{prefix}groups.{k}.mlp.{name}" for k in self.experts for name in ("Wi", "Wo")]
+        # alpha = rank: the scale is already in the factors. Full paths: a bare "Wo" would hit attention too.
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets)
+        model = get_peft_model(copy.deepcopy(self.base), config)
+        with torch.no_grad():
+            for k, expert in self.experts.items():
+                mlp = model.base_model.model.get_submodule(f"{prefix}groups.{k}.mlp")
+                for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
+                    layer.lora_A["default"].weight.copy_(A[0])
+                    layer.lora_B["default"].weight.copy_(B[0])
+        model.save_pretrained(folder, save_embedding_layers=False)
+        # peft names the class and module of the base; loaded as remote code it lives in no importable module.
+        written = json.loads((folder / "adapter_config.json").read_text())
+        written |= {"auto_mapping": None, "base_model_name_or_path": base_name}
+        (folder / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n")
+        (folder / "README.md").write_text(
+            f"---\nlibrary_name: peft\nbase_model: {base_name}\ntags: [lora, modernalbert]\n---\n"
+            "# Merged experts of a ModernALBERT, as a stock LoRA adapter\n\n"
+            "Load the base with `trust_remote_code=True`, then `PeftModel.from_pretrained(base, this_folder)`.\n\n"
+            + self.to_markdown()
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.2f} %"
+
+
+def _synchronise(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def merge_experts(
+    model: PreTrainedModel,
+    weights: str | Sequence[float] = "ema",
+    method: str = "linear",
+    rank: int | None = None,
+    calibration: Iterable[dict] | None = None,
+) -> MergeReport:
+    """
+    Replace the E experts of every group by one, Delta = sum_e w_e Delta_e, and fold it into the shared FFN.
+
+    Exact for one expert, and for a model that ran with `expert_mixing="ema"` or "uniform" and is merged with the same
+    weights; otherwise the routing depended on the token, and the report measures what is lost.
+
+    Args:
+        model: A ModernALBERT with `ffn_modulation="mol"`, with any head. It is left as it is.
+        weights: "uniform" (1/E), "ema" (the moving average of the routing in training), "calibration" (mean routing
+            weights on the calibration batches), or E numbers.
+        method: A name of `MERGE_METHODS`: "linear" (exact sum, rank E r) or "svd" (best rank r).
+        rank: Of the merged adapter; None = E r for "linear", r for "svd".
+        calibration: Batches of model inputs (on the model's device) to measure the loss on; where they have labels,
+            the loss before and after is reported. None = random token ids, and the report says so.
+
+    Returns:
+        A MergeReport; its `model` is the merged one, in evaluation mode.
+
+    Raises:
+        ValueError: the model has no MoL experts, or weights, method or rank are not allowed.
+    """
+    config: ModernALBERTConfig = model.config
+    if getattr(config, "ffn_modulation", None) != "mol":
+        raise ValueError(
+            f"ffn_modulation={getattr(config, 'ffn_modulation', None)!r} is not allowed: only experts of a Mixture of "
+            "LoRAs ('mol') can be merged."
+        )
+    if method not in MERGE_METHODS:
+        raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, MERGE_METHODS))}.")
+    if weights == "calibration" and calibration is None:
+        raise ValueError("weights='calibration' is not allowed without calibration batches.")
+    measured_on = "the calibration text"
+    if calibration is None:
+        calibration, measured_on = [random_batch(model)], "random token ids (no calibration text given)"
+    calibration = list(calibration)
+    group_weights = resolve_weights(model, weights, calibration)
+
+    merged: dict[int, Experts] = {}
+    groups: list[GroupReport] = []
+    with torch.no_grad():
+        for k in config.modulated_groups:
+            mlp: MoLFeedForward = model.base_model.groups[k].mlp
+            experts = Experts(*(factor.detach().double() for factor in mlp.experts[:4]), mlp.scaling)
+            result = MERGE_METHODS[method](experts, group_weights[k].double(), rank)
+            merged[k] = result.expert
+            final_rank = result.expert.A_in.shape[1]
+            groups.append(GroupReport(k, group_weights[k].tolist(), final_rank, result.energy_in, result.energy_out))
+    base = without_experts(model) if config.mol_positions == "all" else None
+    new_model = fold(base, merged) if base is not None else with_one_expert(model, merged)
+    report = MergeReport(
+        model=new_model,
+        base=base,
+        experts=merged,
+        method=method,
+        weights=weights if isinstance(weights, str) else "explicit",
+        rank=groups[0].rank,
+        groups=groups,
+        parameters_before=model.num_parameters(),
+        parameters_after=new_model.num_parameters(),
+        folded=base is not None,
+        note=None
+        if base is not None
+        else "With mol_positions='last' folding would change the other layers of the group: the merged expert stays "
+        "as one LoRA without a router, and there is no stock adapter.",
+        measured_on=measured_on,
+    )
+    measure_errors(report, model, calibration)
+    return report
+
+
+def resolve_weights(
+    model: PreTrainedModel, weights: str | Sequence[float], calibration: list[dict]
+) -> dict[int, torch.Tensor]:
+    """The (E,) float32 mixing weights of each modulated group."""
+    config = model.config
+    groups, E = config.modulated_groups, config.num_experts
+    if not isinstance(weights, str):
+        if len(weights) != E or not all(torch.isfinite(torch.tensor(w)) for w in weights):
+            raise ValueError(f"weights={list(weights)} is not allowed: it must be {E} finite numbers, one per expert.")
+        return {k: torch.tensor(weights, dtype=torch.float32) for k in groups}
+    if weights not in WEIGHTS:
+        raise ValueError(
+            f"weights={weights!r} is not allowed: it must be one of {', '.join(map(repr, WEIGHTS))} or {E} numbers."
+        )
+    if E == 1 or weights == "uniform":
+        return {k: torch.full((E,), 1 / E) for k in groups}
+    if weights == "ema":
+        usage = {k: model.base_model.groups[k].mlp.mol_usage.float().cpu() for k in groups}
+        return {k: value if value.dim() == 1 else value.mean(dim=0) for k, value in usage.items()}
+    return measure_usage(model, calibration)
+
+
+@torch.no_grad()
+def measure_usage(model: PreTrainedModel, batches: list[dict]) -> dict[int, torch.Tensor]:
+    """Mean routing weight per expert and group on the given batches, all real tokens counting alike."""
+    config = model.config
+    encoder = model.base_model.eval()
+    calls = [
+        layer // config.group_depth
+        for layer in range(config.num_hidden_layers)
+        if layer // config.group_depth in config.modulated_groups
+        and config.is_modulated_position(layer % config.group_depth)
+    ]
+    total, num_tokens = 0, 0
+    for batch in batches:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+        logits = encoder(**inputs, output_router_logits=True).router_logits
+        summary = summarise_routing(logits, config.num_experts_per_tok, inputs.get("attention_mask"))
+        total = total + summary.usage.double() * summary.num_tokens
+        num_tokens = num_tokens + summary.num_tokens
+    usage = (total / num_tokens).float().cpu()
+    return {k: usage[[i for i, group in enumerate(calls) if group == k]].mean(dim=0) for k in config.modulated_groups}
+
+
+def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
+    """A model of the same class with changed configuration, with all weights the two have in common, frozen in eval."""
+    config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()) | changes)
+    config._attn_implementation = model.config._attn_implementation
+    new = type(model)(config)
+    state = model.state_dict()
+    new.load_state_dict({name: value for name, value in state.items() if ".mlp.mol_" not in name}, strict=False)
+    return new.to(device=model.device, dtype=model.dtype).eval()
+
+
+def without_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """The shared model alone."""
+    return copy_with(model, ffn_modulation="none")
+
+
+@torch.no_grad()
+def fold(base: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
+    """`base` with each group's one LoRA added to the weights: no experts, no router, the plain model's graph."""
+    model = copy.deepcopy(base)
+    for k, expert in experts.items():
+        mlp = model.base_model.groups[k].mlp
+        for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
+            layer.weight.copy_(layer.weight.double() + B[0] @ A[0])
+    return model
+
+
+@torch.no_grad()
+def with_one_expert(model: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
+    """The model with the merged expert as its only one, without a router."""
+    rank = next(iter(experts.values())).A_in.shape[1]
+    new = copy_with(model, num_experts=1, lora_rank=rank, lora_alpha=rank)
+    for k, expert in experts.items():
+        mlp = new.base_model.groups[k].mlp
+        for parameter, value in zip((mlp.mol_A_in, mlp.mol_B_in, mlp.mol_A_out, mlp.mol_B_out), expert[:4]):
+            parameter.copy_(value)
+    return new
+
+
+def random_batch(model: PreTrainedModel, batch_size: int = 8, length: int = 64) -> dict:
+    """Token ids drawn evenly from the vocabulary, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    length = min(length, model.config.max_position_embeddings)
+    shape = (batch_size, 2, length) if type(model).__name__.endswith("MultipleChoice") else (batch_size, length)
+    return {"input_ids": torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)}
+
+
+@torch.no_grad()
+def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[dict]) -> None:
+    """Fill in the report's errors: each merged FFN on what its routed original is given, and the whole models."""
+    was_training = model.training
+    model.eval()
+    sums = {k: torch.zeros(3, dtype=torch.float64) for k in report.experts}  # |merged - routed|^2, ...
+    handles = []
+    for k in report.experts:
+        merged_mlp = report.model.base_model.groups[k].mlp
+
+        def compare(mlp, args, output, k=k, merged_mlp=merged_mlp):
+            x, position = args[0], args[1]
+            if not mlp.is_modulated[position]:
+                return
+            routed = output[0].double()
+            merged, shared = merged_mlp(x, position)[0].double(), mlp.plain_forward(x).double()
+            for i, difference in enumerate((merged - routed, routed, routed - shared)):
+                sums[k][i] += difference.square().sum().cpu()
+
+        handles.append(model.base_model.groups[k].mlp.register_forward_hook(compare))
+    output_sums, losses = torch.zeros(2, dtype=torch.float64), []
+    try:
+        for batch in batches:
+            before = model(**batch, output_hidden_states=True)
+            after = report.model(**batch, output_hidden_states=True)
+            routed, merged = before.hidden_states[-1].double(), after.hidden_states[-1].double()
+            output_sums += torch.stack([(merged - routed).square().sum(), routed.square().sum()]).cpu()
+            if getattr(before, "loss", None) is not None:
+                losses.append((before.loss.item(), after.loss.item()))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    for group in report.groups:
+        difference, routed, experts_part = sums[group.group].sqrt().tolist()
+        group.relative_error = difference / routed if routed else 0.0
+        group.relative_error_of_experts = difference / experts_part if experts_part else 0.0
+    report.relative_error_of_output = (output_sums[0] / output_sums[1]).sqrt().item()
+    if losses:
+        report.loss_before, report.loss_after = (statistics.fmean(column) for column in zip(*losses))
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MergeArguments:
+    """Merge the experts of a ModernALBERT into one adapter."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
+    output_dir: str = field(metadata={"help": "Gets adapter/, base/, folded/ and merge_report.{json,md}."})
+    weights: str = field(
+        default="ema", metadata={"help": "uniform, ema, calibration, or one number per expert: 0.5,0.5,..."}
+    )
+    method: str = field(default="linear", metadata={"help": "linear (exact sum) or svd (best rank-r approximation)."})
+    rank: int | None = field(default=None, metadata={"help": "Rank of the merged adapter, for svd."})
+    calibration_file: str | None = field(
+        default=None, metadata={"help": "Text, one sentence a line: measures usage, errors and masked-LM loss."}
+    )
+    save: str = field(default="both", metadata={"help": "adapter, folded or both."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the result to the Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to."})
+
+
+def parse_weights(text: str, flag: str = "--weights") -> str | list[float]:
+    """Text of --weights to its value: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
+    if text in WEIGHTS:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{flag} {text} is not allowed: it must be one of {', '.join(WEIGHTS)}, or numbers like 0.5,0.5."
+        ) from None
+
+
+def calibration_batches(file: str, model: PreTrainedModel, tokenizer, batch_size: int = 16) -> list[dict]:
+    """Batches of the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--calibration_file {file}: no such file.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--calibration_file {file}: not UTF-8 text (byte {error.start}).") from None
+    if not lines:
+        raise UserError(f"--calibration_file {file}: holds no text.")
+    masked_lm = hasattr(model, "decoder")
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0) if masked_lm else None
+    batches = []
+    for start in range(0, len(lines), batch_size):
+        encoded = [tokenizer(line, truncation=True, max_length=512) for line in lines[start : start + batch_size]]
+        batch = collator(encoded) if masked_lm else tokenizer.pad(encoded, return_tensors="pt")
+        batches.append({name: value.to(model.device) for name, value in batch.items()})
+    return batches
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(MergeArguments).parse_args_into_dataclasses()
+    check_replaceable(Path(arguments.output_dir), "merge_report.json")
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        raise UserError("--push_to_hub needs --hub_model_id.")
+    if arguments.method not in MERGE_METHODS:
+        raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(MERGE_METHODS)}.")
+    weights = parse_weights(arguments.weights)
+    model = load_model(arguments.model_name_or_path)
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    if tokenizer is None:
+        if arguments.calibration_file:
+            raise UserError(f"--calibration_file needs a tokenizer, and {arguments.model_name_or_path} has none.")
+        logger.warning("No tokenizer found beside the model: the output will have none either.")
+    calibration = None
+    if arguments.calibration_file:
+        calibration = calibration_batches(arguments.calibration_file, model, tokenizer)
+    try:
+        report = merge_experts(model, weights, arguments.method, arguments.rank, calibration)
+        report.measure_latency(model, calibration[0] if calibration else random_batch(model))
+        report.save(arguments.output_dir, arguments.save, tokenizer)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    print(report.to_markdown())
+    print(f"Written to {arguments.output_dir}")
+    if arguments.push_to_hub:
+        # The merged model at the root of the repository, adapter and base in folders of their names.
+        for name, path_in_repo in (("folded", "."), ("adapter", "adapter"), ("base", "base")):
+            if (Path(arguments.output_dir) / name).is_dir():
+                push_folder(Path(arguments.output_dir) / name, arguments.hub_model_id, path_in_repo)
+        print(f"Uploaded to {arguments.hub_model_id}")
+
+
+def command() -> None:
+    """Entry point of `modernalbert-merge`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

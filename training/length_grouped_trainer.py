@@ -1,0 +1,54 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Trainer that evaluates rows of like length together and returns predictions in the order of the rows."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from transformers.trainer_utils import PredictionOutput
+
+
+class LengthGroupedTrainer(Trainer):
+    """
+    Trainer for tokenised data sets, padded batch by batch.
+
+    With `train_sampling_strategy="group_by_length"` Trainer draws evaluation batches in a random order of lengths, so
+    that predictions no longer match their rows. Here evaluation goes through the rows from the longest to the
+    shortest, and `predict` puts its arrays back in the order of the rows.
+    """
+
+    def evaluate(self, eval_dataset: Dataset | None = None, **kwargs) -> dict[str, float]:
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().evaluate(data.select(longest_first(data)), **kwargs)
+
+    def predict(self, test_dataset: Dataset, **kwargs) -> PredictionOutput:
+        order = longest_first(test_dataset)
+        output = super().predict(test_dataset.select(order), **kwargs)
+        place = np.argsort(order)
+
+        def restore(values):
+            if isinstance(values, (tuple, list)):
+                return type(values)(restore(value) for value in values)
+            return values if values is None else values[place]
+
+        return PredictionOutput(restore(output.predictions), restore(output.label_ids), output.metrics)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+
+def longest_first(data: Dataset) -> np.ndarray:
+    """Row numbers by number of tokens, descending; rows of equal length keep their order."""
+    return np.argsort([-len(ids) for ids in data["input_ids"]], kind="stable")

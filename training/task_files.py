@@ -1,0 +1,209 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rows of text and labels from csv, tsv, json, jsonl and parquet files, with errors that say which line is wrong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset
+
+from modernalbert.command_line import UserError
+from modernalbert.evaluation.glue import Task
+
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+def read_rows(file: str) -> list[tuple[str, dict]]:
+    """
+    Read a file of rows.
+
+    A ".json" file is either one array of objects or one object per line.
+
+    Returns:
+        Pairs of a place ("train.csv, line 7") and the row.
+
+    Raises:
+        UserError: the file is missing, empty, of unknown type, or malformed.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{file}: no such file.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{file}: the file type {path.suffix!r} is not allowed: it must be one of {', '.join(SUFFIXES)}."
+        )
+    try:
+        if path.suffix == ".parquet":
+            rows = [(f"{file}, row {i}", row) for i, row in enumerate(pd.read_parquet(path).to_dict("records"))]
+        elif path.suffix in (".csv", ".tsv"):
+            rows = _read_csv(file, "\t" if path.suffix == ".tsv" else ",")
+        else:
+            rows = _read_json(file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start}).") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    if not rows:
+        raise UserError(f"{file}: holds no rows.")
+    return rows
+
+
+def _read_csv(file: str, delimiter: str) -> list[tuple[str, dict]]:
+    rows = []
+    with open(file, encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
+        while True:
+            start = reader.line_num + 1
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise UserError(f"{file}, line {start}: {error}.") from None
+            if row is None:
+                return rows
+            if None in row or None in row.values():
+                raise UserError(f"{file}, line {start}: {len(reader.fieldnames)} columns expected, as in the header.")
+            rows.append((f"{file}, line {reader.line_num}", row))
+
+
+def _read_json(file: str) -> list[tuple[str, dict]]:
+    text = Path(file).read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        try:
+            rows = [(f"{file}, entry {i}", row) for i, row in enumerate(json.loads(text))]
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append((f"{file}, line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}, line {number}, column {error.colno}: {error.msg}.") from None
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: a row must be an object with named columns.")
+    return rows
+
+
+def infer_task(file: str, label_column: str = "label", text_columns: str | None = None) -> Task:
+    """
+    The task a training file without a task name stands for.
+
+    The text is in `text_columns` ("a" or "a,b"), or in the one or two columns of strings that are not the label.
+    Numbers with a fraction make it a regression; otherwise the labels are the different values, in sorted order.
+    """
+    rows = read_rows(file)
+    place, first = rows[0]
+    if label_column not in first:
+        raise UserError(f"{place}: no column {label_column!r}; there are {', '.join(first)} (see --label_column).")
+    if text_columns is None:
+        candidates = [
+            name
+            for name, value in first.items()
+            if name != label_column and isinstance(value, str) and name.lower() not in ("id", "idx", "index", "guid")
+        ]
+        if not 1 <= len(candidates) <= 2:
+            raise UserError(
+                f"{place}: which columns hold the text? Give --text_columns with one or two of {', '.join(first)}."
+            )
+        columns = tuple(candidates)
+    else:
+        columns = tuple(name.strip() for name in text_columns.split(","))
+        missing = [name for name in columns if name not in first]
+        if missing or len(columns) > 2:
+            raise UserError(f"--text_columns {text_columns} is not allowed: one or two of {', '.join(first)}.")
+    values = []
+    for place, row in rows:
+        if row.get(label_column) is None:
+            raise UserError(f"{place}: no value in column {label_column!r}.")
+        values.append(row[label_column])
+    numbers = [_as_number(value) for value in values]
+    if all(number is not None for number in numbers):
+        if any(number != int(number) for number in numbers):
+            return Task("custom", columns, (), ("spearmanr", "pearson"), label_column=label_column)
+        labels = tuple(str(int(number)) for number in sorted(set(numbers)))
+    else:
+        labels = tuple(sorted({str(value) for value in values}))
+    if len(labels) < 2:
+        raise UserError(
+            f"{file}: column {label_column!r} holds one label only, {labels[0]!r}; there must be two or more."
+        )
+    metrics = ("accuracy", "f1") if labels == ("0", "1") else ("accuracy", "macro_f1")
+    return Task("custom", columns, labels, metrics, label_column=label_column)
+
+
+def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
+    """
+    A data set with columns "text", for pairs "text_pair", and "label" (id or number), checked row by row.
+
+    A label may be an id or a label name. A row's label may be missing (or -1, as in GLUE's test sets) only where
+    `with_labels` is false; the column is then left out unless every row has one.
+
+    Raises:
+        UserError: a column is missing or a label is not allowed; the file and line are named.
+    """
+    columns: dict[str, list] = {name: [] for name in ("text", "text_pair")[: len(task.text_columns)]}
+    labels = []
+    for place, row in read_rows(file):
+        for target, name in zip(columns, task.text_columns):
+            if not isinstance(row.get(name), str):
+                said = (
+                    f"no column {name!r}; there are {', '.join(map(str, row))}"
+                    if name not in row
+                    else (f"column {name!r} must hold text, not {row[name]!r}")
+                )
+                raise UserError(f"{place}: {said}.")
+            columns[target].append(row[name])
+        label = row.get(task.label_column)
+        if not with_labels and (label is None or _as_number(label) == -1):
+            continue
+        if label is None:
+            raise UserError(f"{place}: no column {task.label_column!r}; there are {', '.join(map(str, row))}.")
+        labels.append(_label_value(task, label, place))
+    if len(labels) == len(columns["text"]):
+        columns["label"] = labels
+    return Dataset.from_dict(columns)
+
+
+def _label_value(task: Task, label, place: str) -> int | float:
+    number = _as_number(label)
+    if task.is_regression:
+        if number is None:
+            raise UserError(f"{place}: the label {label!r} is not allowed: it must be a number.")
+        return number
+    # Names first: a custom task's names may themselves be numbers, such as "1" to "5".
+    name = str(int(number)) if number is not None and number == int(number) else str(label)
+    if name in task.labels:
+        return task.labels.index(name)
+    if number is not None and number == int(number) and task.name != "custom" and 0 <= number < len(task.labels):
+        return int(number)
+    allowed = ", ".join(task.labels)
+    if task.name != "custom":
+        allowed = f"0 to {len(task.labels) - 1} ({allowed})"
+    raise UserError(f"{place}: the label {label!r} is not allowed: it must be one of {allowed}.")
+
+
+def _as_number(value) -> float | None:
+    if isinstance(value, bool):
+        return float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number == number and abs(number) != float("inf") else None
