@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .configuration_modernalbert import ModernALBERTConfig
 from .hub import export_to_hub_folder
@@ -27,7 +28,9 @@ from .upcycle import upcycle_modernbert
 
 __version__ = "0.1.0"
 
-AutoConfig.register(ModernALBERTConfig.model_type, ModernALBERTConfig, exist_ok=True)
+# The first import wins: a second copy of this package (a test runner's, say) must not take over its classes.
+if ModernALBERTConfig.model_type not in CONFIG_MAPPING:
+    AutoConfig.register(ModernALBERTConfig.model_type, ModernALBERTConfig)
 for _auto_class, _model_class in (
     (AutoModel, ModernALBERTModel),
     (AutoModelForMaskedLM, ModernALBERTForMaskedLM),

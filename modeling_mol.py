@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
@@ -228,15 +229,26 @@ def register_mol_backend(name: str) -> Callable:
 
 @register_mol_backend("reference")
 def reference_mol(x, routing_weights, experts_index, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
-    """The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen)."""
+    """
+    The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
+
+    A bias of P_out belongs to no expert: it is added once, so that it is no reason to route anywhere (our decision; it
+    changes nothing but the router's gradient for k = 1).
+    """
     num_experts = experts.A_in.shape[0]
     chosen = expert_mask(experts_index, num_experts).to(routing_weights.dtype)
     gates = (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2).to(x.dtype)  # (T, E)
-    output = 0
+    bias = ffn.project_out(x.new_zeros(1, experts.A_out.shape[-1]))
+    output = bias.expand(x.shape)
     for e in range(num_experts):
         expert = Experts(*(part[e : e + 1] for part in experts[:4]), scaling=experts.scaling)
-        output = output + gates[:, e : e + 1] * single_expert_forward(x, ffn, expert, masks)
+        output = output + gates[:, e : e + 1] * (single_expert_forward(x, ffn, expert, masks) - bias)
     return output
+
+
+# Tokens the CPU works on at a time. The k activations of a block stay in the last-level cache and in memory that the
+# allocator already holds; beyond some 30 MB every temporary is fresh pages (measured: benchmarks/ffn_speed.py).
+CPU_TOKEN_BLOCK = 512
 
 
 @register_mol_backend("masked")
@@ -248,6 +260,20 @@ def masked_mol(x, routing_weights, experts_index, ffn: FFN, experts: Experts, ma
     which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
     k r (d + n_in + f + d) for a gather.
     """
+    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
+    if x.device.type == "cpu" and statically_known_true(x.shape[0] > CPU_TOKEN_BLOCK):
+        outputs = []
+        for start in range(0, x.shape[0], CPU_TOKEN_BLOCK):
+            rows = slice(start, start + CPU_TOKEN_BLOCK)
+            block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
+            outputs.append(
+                _masked_block(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks)
+            )
+        return torch.cat(outputs)
+    return _masked_block(x, routing_weights, experts_index, ffn, experts, masks)
+
+
+def _masked_block(x, routing_weights, experts_index, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
     num_experts, rank, _ = experts.A_in.shape
     linear = nn.functional.linear
     A_in, A_out = experts.A_in.flatten(0, 1), experts.A_out.flatten(0, 1)  # (E r, d), (E r, f)

@@ -23,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training"],
+    packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training", "modernalbert.benchmarks"],
     package_dir={"modernalbert": "."},
     package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "LICENSE"]},
     install_requires=[

@@ -9,7 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+import modernalbert  # noqa: F401  before pytest imports the root's __init__.py as a package of the folder's name
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def nano_tokenizer():
+    from small_models import REPOSITORY
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(REPOSITORY / "configs" / "nano")

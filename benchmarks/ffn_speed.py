@@ -1,0 +1,109 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""
+Speed of the MoL feed-forward network against the plain one of the same shape.
+
+    python benchmarks/ffn_speed.py [--device cuda] [--dtype bfloat16] [--tokens 4096] [--no-compile]
+
+Shape: the FFN of Tiny's MoL groups (768 -> 2624), 8 experts of rank 16, 2 per token. "experts_dense" runs every
+expert's own FFN on every token, "experts_looped" each expert's own FFN on the tokens routed to it: what MoL costs when
+the shared products are not shared. "folded" is the merged model's FFN.
+"""
+
+import argparse
+
+import torch
+
+from modernalbert import ModernALBERTConfig
+from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
+from modernalbert.modeling_mol import FFN, DropoutMasks, FeedForward, MoLFeedForward, resolve_mol_backend, route
+
+
+def build(config: ModernALBERTConfig, device: str, dtype: torch.dtype) -> tuple[FeedForward, MoLFeedForward]:
+    """A plain FFN and a MoL FFN of the last group's shape, experts with weights, in evaluation mode."""
+    group = config.num_groups - 1
+    plain, mol = FeedForward(config, group), MoLFeedForward(config, group)
+    with torch.no_grad():
+        for parameter in [*plain.parameters(), *mol.parameters()]:
+            parameter.normal_(std=0.02)
+    return plain.to(device, dtype).eval(), mol.to(device, dtype).eval()
+
+
+def looped_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
+    """The usual way: gather each expert's tokens and run its whole FFN on them."""
+    _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
+    output = torch.zeros_like(x)
+    linear = torch.nn.functional.linear
+    for e in range(mol.num_experts):
+        rows, slots = (chosen == e).nonzero(as_tuple=True)
+        tokens = x[rows]
+        hidden = mol.activate(mol.Wi(tokens) + linear(linear(tokens, mol.mol_A_in[e]), mol.mol_B_in[e]) * mol.scaling)
+        result = mol.Wo(hidden) + linear(linear(hidden, mol.mol_A_out[e]), mol.mol_B_out[e]) * mol.scaling
+        output.index_add_(0, rows, result * weights[rows, slots, None].to(x.dtype))
+    return output
+
+
+def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
+    _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
+    ffn = FFN(mol.Wi, mol.activate, mol.Wo)
+    return resolve_mol_backend("reference")(x, weights, chosen, ffn, mol.experts, DropoutMasks())
+
+
+def measure(
+    config: ModernALBERTConfig, device: str, dtype: torch.dtype, tokens: int, compiled: bool, rounds: int
+) -> dict:
+    """Forward and forward+backward, eager and compiled; ratios to the plain FFN run the same way."""
+    plain, mol = build(config, device, dtype)
+    folded, _ = build(config, device, dtype)
+    x = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
+
+    def forward(module):
+        def run():
+            with torch.inference_mode():
+                return module(x)
+
+        return run
+
+    def training_step(module):
+        def run():
+            inputs = x.detach().requires_grad_()
+            module(inputs)[0].sum().backward()
+
+        return run
+
+    modules = {"plain": plain, "masked": mol, "folded": folded}
+    results = {}
+    eager = {name: forward(module) for name, module in modules.items()}
+    eager["experts_looped"] = forward(lambda x: looped_experts(mol, x))
+    eager["experts_dense"] = forward(lambda x: dense_experts(mol, x))
+    results["forward"] = summarise(time_in_turn(eager, rounds), "plain")
+    steps = {name: training_step(module) for name, module in modules.items()}
+    results["forward_backward"] = summarise(time_in_turn(steps, rounds), "plain")
+    if compiled:
+        fast = {name: torch.compile(module, fullgraph=True) for name, module in modules.items()}
+        results["forward_compiled"] = summarise(
+            time_in_turn({name: forward(module) for name, module in fast.items()}, rounds), "plain"
+        )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    arguments = parser.parse_args()
+    config = ModernALBERTConfig()
+    dtype = getattr(torch, arguments.dtype)
+    results = measure(config, arguments.device, dtype, arguments.tokens, not arguments.no_compile, arguments.rounds)
+    for name, rows in results.items():
+        print(f"{name}, {arguments.dtype}, {arguments.tokens} tokens")
+        for row, values in rows.items():
+            print(f"  {row:16s} {values['median_ms']:9.2f} ms  {values['ratio']:5.2f}x")
+    path = write_results(arguments.device, f"ffn_{arguments.dtype}_{arguments.tokens}_tokens", results)
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()
