@@ -15,6 +15,7 @@
 
 import dataclasses
 import difflib
+import math
 
 import transformers
 from packaging import version
@@ -274,6 +275,11 @@ class ModernALBERTConfig(PreTrainedConfig):
     def lora_scaling(self) -> float:
         """s = alpha / r."""
         return self.lora_alpha / self.lora_rank
+
+    @property
+    def residual_initializer_range(self) -> float:
+        """Initial deviation of what writes to the residual stream: narrower by sqrt(2 N), for N effective layers."""
+        return self.initializer_range / math.sqrt(2 * self.num_hidden_layers)
 
     def ffn_width(self, group: int) -> int:
         """GeGLU width of a group's FFN, the same under every `ffn_modulation`."""

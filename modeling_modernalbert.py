@@ -13,7 +13,6 @@
 # limitations under the License.
 """The recursive encoder: K groups of weights used N = K G times, and its task heads."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -233,6 +232,8 @@ class ModernALBERTEmbeddings(nn.Module):
         self.projection = None
         if config.embedding_size is not None:
             self.projection = nn.Linear(width, config.hidden_size, bias=False)
+            # Keeps the scale an embedding of full width would have (our decision).
+            self.projection.init_std = width**-0.5
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.drop = nn.Dropout(config.embedding_dropout)
 
@@ -276,6 +277,7 @@ class ModernALBERTAttention(nn.Module):
         self.scaling = self.head_size**-0.5
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.Wo.init_std = config.residual_initializer_range
         self.out_drop = nn.Dropout(config.attention_dropout)
 
     def forward(
@@ -378,36 +380,21 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """ModernBERT's scheme: truncated normals, narrower by sqrt(2 N) where a layer writes to the residual stream."""
-        super()._init_weights(module)
-        config = self.config
-        std_in = config.initializer_range
-        std_out = std_in / math.sqrt(2.0 * config.num_hidden_layers)
-        cutoff = 3 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor
+        """
+        ModernBERT's scheme: truncated normals of the deviation `init_std` that a layer's owner put on it.
 
-        def truncated_normal(weight: torch.Tensor, std: float) -> None:
-            init.trunc_normal_(weight, mean=0.0, std=std, a=-cutoff * std, b=cutoff * std)
-
-        if isinstance(module, ModernALBERTEmbeddings):
-            truncated_normal(module.tok_embeddings.weight, std_in)
-            if module.projection is not None:
-                # Keeps the scale an embedding of full width would have (our decision).
-                truncated_normal(module.projection.weight, config.embedding_size**-0.5)
-        elif isinstance(module, ModernALBERTAttention):
-            truncated_normal(module.Wqkv.weight, std_in)
-            truncated_normal(module.Wo.weight, std_out)
+        It acts on leaves alone: for code outside transformers, modules that own no parameter are not visited.
+        """
+        if isinstance(module, (nn.Linear, nn.Embedding, MoLRouter)):
+            std = getattr(module, "init_std", self.config.initializer_range)
+            cutoff = std * (self.config.initializer_cutoff_factor or 3)
+            init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cutoff, b=cutoff)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, FeedForward):
-            truncated_normal(module.Wi.weight, std_in)
-            truncated_normal(module.Wo.weight, std_out)
             module.init_modulation()
-        elif isinstance(module, MoLRouter):
-            truncated_normal(module.weight, std_in)
-        elif isinstance(module, ModernALBERTPredictionHead):
-            truncated_normal(module.dense.weight, std_out)
-        elif isinstance(module, ModernALBERTForMaskedLM):
-            truncated_normal(module.decoder.weight, std_out)
-        elif isinstance(module, ModernALBERTClassifierModel):
-            truncated_normal(module.classifier.weight, config.hidden_size**-0.5)
+        else:
+            super()._init_weights(module)
 
     def floating_point_ops(self, input_dict: dict, exclude_embeddings: bool = True) -> int:
         """
@@ -596,6 +583,7 @@ class ModernALBERTPredictionHead(nn.Module):
     def __init__(self, config: ModernALBERTConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.dense.init_std = config.residual_initializer_range
         self.act = ACT2FN[config.classifier_activation]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
@@ -646,6 +634,7 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
         self.model = ModernALBERTModel(config)
         self.head = ModernALBERTPredictionHead(config)
         self.decoder = nn.Linear(config.embedding_size or config.hidden_size, config.vocab_size, config.decoder_bias)
+        self.decoder.init_std = config.residual_initializer_range
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -706,6 +695,7 @@ class ModernALBERTClassifierModel(ModernALBERTPreTrainedModel):
         self.head = ModernALBERTPredictionHead(config)
         self.drop = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, num_outputs or config.num_labels)
+        self.classifier.init_std = config.hidden_size**-0.5
         self.post_init()
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -334,6 +334,7 @@ class FeedForward(nn.Module):
         self.act = ACT2FN[config.hidden_activation]
         self.drop = nn.Dropout(config.mlp_dropout)
         self.Wo = nn.Linear(self.width, config.hidden_size, bias=config.mlp_bias)
+        self.Wo.init_std = config.residual_initializer_range
 
     def activate(self, projected: torch.Tensor) -> torch.Tensor:
         """(..., 2 f) -> (..., f)."""

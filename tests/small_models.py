@@ -54,3 +54,15 @@ def tiny_model(model_class, dtype: torch.dtype = torch.float32, seed: int = 0, *
     if attention is not None:
         config._attn_implementation = attention
     return randomise(model_class(config), seed).to(dtype).eval()
+
+
+def run_command(monkeypatch, capsys, command, *arguments) -> tuple[int, str, str]:
+    """Run a command line's entry point in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr("sys.argv", [f"{command.__module__.rsplit('.', 1)[-1]}.py", *map(str, arguments)])
+    code = 0
+    try:
+        command()
+    except SystemExit as stopped:
+        code = stopped.code or 0
+    output, error = capsys.readouterr()
+    return code, output, error

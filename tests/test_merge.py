@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import REPOSITORY, tiny_model
+from small_models import run_command, tiny_model
 
 from modernalbert import (
     ModernALBERTForMaskedLM,
     ModernALBERTForSequenceClassification,
     ModernALBERTModel,
 )
+from modernalbert.merge_experts import command as merge_command
 from modernalbert.merge_experts import merge_experts, truncate_product
 
 
@@ -195,22 +196,15 @@ def test_stock_peft_serves_the_adapter_where_the_package_cannot_be_imported(tmp_
     assert report_file["groups"][0]["relative_error"] > 0 and report_file["rank"] == 16
 
 
-def merge_command(*arguments):
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "merge_experts.py"), *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def test_command_line(tmp_path, nano_tokenizer):
+def test_command_line(tmp_path, nano_tokenizer, monkeypatch, capsys):
     model = set_usage(tiny_model(ModernALBERTForMaskedLM, vocab_size=30522, pad_token_id=0))
     model.save_pretrained(tmp_path / "model")
     nano_tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("The film was a delight from start to end.\nNobody laughed once.\n" * 3)
-    done = merge_command(
-        *("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out"),
-        *("--weights", "0.4,0.3,0.2,0.1", "--calibration_file", tmp_path / "text.txt"),
-    )
-    assert done.returncode == 0, done.stderr
+    places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
+    how = ("--weights", "0.4,0.3,0.2,0.1", "--calibration_file", tmp_path / "text.txt")
+    code, output, error = run_command(monkeypatch, capsys, merge_command, *places, *how)
+    assert code == 0 and "Relative errors" in output, error
     report = json.loads((tmp_path / "out/merge_report.json").read_text())
     assert report["groups"][0]["weights"] == pytest.approx([0.4, 0.3, 0.2, 0.1])
     assert report["loss_before"] != report["loss_after"] and report["latency_ms"]["merged"] > 0
@@ -218,10 +212,8 @@ def test_command_line(tmp_path, nano_tokenizer):
     assert (tmp_path / "out/folded/tokenizer.json").is_file()
     state = load_file(tmp_path / "out/folded/model.safetensors")
     assert not any("mol_" in name for name in state)
-    again = merge_command(
-        "--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out", "--save", "folded"
-    )
-    assert again.returncode == 0 and not (tmp_path / "out/adapter").exists()
+    code, _, _ = run_command(monkeypatch, capsys, merge_command, *places, "--save", "folded")
+    assert code == 0 and not (tmp_path / "out/adapter").exists()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +231,7 @@ def test_command_line(tmp_path, nano_tokenizer):
         (["--model_name_or_path", "{tmp}/moa"], "ffn_modulation='moa'"),
     ],
 )
-def test_command_line_mistakes(tmp_path, arguments, said):
+def test_command_line_mistakes(tmp_path, arguments, said, monkeypatch, capsys):
     tiny_model(ModernALBERTModel).save_pretrained(tmp_path / "model")
     tiny_model(ModernALBERTModel, ffn_modulation="moa").save_pretrained(tmp_path / "moa")
     (tmp_path / "full").mkdir()
@@ -249,8 +241,7 @@ def test_command_line_mistakes(tmp_path, arguments, said):
     for flag, default in (("--model_name_or_path", tmp_path / "model"), ("--output_dir", tmp_path / "out")):
         if flag not in arguments:
             arguments += [flag, str(default)]
-    done = merge_command(*arguments)
-    assert done.returncode == 2 and said in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, error = run_command(monkeypatch, capsys, merge_command, *arguments)
+    assert code == 2 and said in error, error
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["file", "full", "moa", "model"]

@@ -1,0 +1,44 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""One rank of a data-parallel training, started by test_training.py; also its single-process reference."""
+
+import sys
+from pathlib import Path
+
+import torch
+from small_models import tiny_model
+from torch.nn.parallel import DistributedDataParallel
+
+from modernalbert import ModernALBERTForMaskedLM
+
+
+def make_model() -> ModernALBERTForMaskedLM:
+    # The balance loss is not a mean over tokens, and jitter is random: without them both runs are the same mathematics.
+    changes = {"num_experts": 8, "num_experts_per_tok": 1, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.0}
+    return tiny_model(ModernALBERTForMaskedLM, **changes).train()
+
+
+def global_batch(step: int) -> torch.Tensor:
+    """(2, 3) ids; row i is rank i's."""
+    return torch.randint(3, 120, (2, 3), generator=torch.Generator().manual_seed(step))
+
+
+def train(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
+    """A step per batch; the loss of each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for ids in batches:
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    model = make_model()
+    loss = train(DistributedDataParallel(model), [global_batch(step)[rank : rank + 1] for step in range(3)])
+    torch.save({"loss": loss, "state": model.state_dict()}, Path(sys.argv[1]) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,87 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Compiled, exported and ONNX graphs compute what eager computes, for batches of other sizes too."""
+
+import pytest
+import torch
+from small_models import tiny_model
+
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
+from modernalbert.modeling_mol import CPU_TOKEN_BLOCK
+
+
+# One group used twice, once per layer type: compilation time grows with depth.
+SHALLOW = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+def batch(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(3, 120, (rows, length))
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, length - 3 :] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("dynamic, sizes", [(False, [(2, CPU_TOKEN_BLOCK // 2 + 5)]), (True, [(2, 12), (3, 17)])])
+def test_compile_fullgraph(dynamic, sizes):
+    torch._dynamo.reset()
+    model = tiny_model(ModernALBERTForMaskedLM, **SHALLOW)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    with torch.no_grad():
+        for rows, length in sizes:
+            ids, mask = batch(rows, length)
+            torch.testing.assert_close(compiled(ids, mask).logits, model(ids, mask).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_compile_fullgraph_of_a_training_step_with_packed_rows():
+    torch._dynamo.reset()
+    model, eager = (tiny_model(ModernALBERTForMaskedLM, router_jitter_noise=0.0, **SHALLOW).train() for _ in range(2))
+    compiled = torch.compile(model, fullgraph=True)
+    ids = torch.randint(3, 120, (2, 12))
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1)
+    for net in (compiled, eager):
+        net(ids, position_ids=positions, labels=ids).loss.backward()
+    for (name, actual), expected in zip(model.named_parameters(), eager.parameters()):
+        torch.testing.assert_close(actual.grad, expected.grad, atol=1e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(model.model.groups[0].mlp.mol_usage, eager.model.groups[0].mlp.mol_usage)
+
+
+@pytest.mark.parametrize("modulation", ["mol", "moa", "depth_lora", "none"])
+def test_torch_export_with_dynamic_batch_and_length(modulation):
+    model = tiny_model(ModernALBERTForSequenceClassification, ffn_modulation=modulation, classifier_pooling="mean")
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=4, max=4096)}
+    program = torch.export.export(
+        model, args=batch(3, 10), kwargs={}, dynamic_shapes={"input_ids": sizes, "attention_mask": sizes}, strict=False
+    ).module()
+    with torch.no_grad():
+        for rows, length in ((2, 12), (5, 31)):
+            inputs = batch(rows, length)
+            torch.testing.assert_close(program(*inputs).logits, model(*inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_with_dynamic_batch_and_length(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny_model(ModernALBERTForSequenceClassification, **SHALLOW)
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask).logits
+
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=4, max=4096)}
+    torch.onnx.export(
+        Logits(model).eval(),
+        batch(3, 10),
+        tmp_path / "model.onnx",
+        dynamo=True,
+        dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for rows, length in ((2, 12), (5, 31)):
+        ids, mask = batch(rows, length)
+        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        torch.testing.assert_close(torch.tensor(logits), model(ids, mask).logits, atol=1e-4, rtol=1e-4)
