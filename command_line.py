@@ -13,6 +13,7 @@
 # limitations under the License.
 """What every command line shares: one sentence instead of a traceback, and output folders that are whole or absent."""
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -20,6 +21,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from transformers import HfArgumentParser
 
 
 class UserError(Exception):
@@ -41,6 +44,34 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it was written."""
+
+
+def parse_arguments(*dataclass_types: type, description: str) -> tuple:
+    """
+    Command-line arguments, or those in the one .json file named, as instances of the dataclasses.
+
+    Raises:
+        UserError: an argument is unknown or a value is not allowed.
+    """
+    # transformers' TrainingArguments alone would fill a page of usage.
+    parser = HfArgumentParser(
+        dataclass_types, description=description, usage="%(prog)s [options]", formatter_class=_HelpFormatter
+    )
+    try:
+        if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+            if not Path(sys.argv[1]).is_file():
+                raise UserError(f"{sys.argv[1]}: no such file.")
+            return parser.parse_json_file(sys.argv[1])
+        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        raise UserError(first_sentence(error)) from None
+    if unknown:
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)} (see --help).")
+    return tuple(parsed)
 
 
 def first_sentence(error: Exception) -> str:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
-from modernalbert.command_line import UserError, atomic_folder, check_replaceable, first_sentence, run
+from modernalbert.command_line import UserError, atomic_folder, check_replaceable, first_sentence, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 
 
@@ -159,7 +159,7 @@ class ExportArguments:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(ExportArguments, description=ExportArguments.__doc__)
     check_replaceable(Path(arguments.output_dir), "config.json")
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")

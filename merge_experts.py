@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, HfArgumentParser, PreTrainedModel
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.command_line import UserError, atomic_folder, check_replaceable, run
+from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
 from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts, summarise_routing
@@ -553,7 +553,7 @@ def calibration_batches(file: str, model: PreTrainedModel, tokenizer, batch_size
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(MergeArguments).parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(MergeArguments, description=MergeArguments.__doc__)
     check_replaceable(Path(arguments.output_dir), "merge_report.json")
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")

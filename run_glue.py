@@ -26,7 +26,6 @@ folder; run again after an interruption, it continues from the last checkpoint.
 import json
 import logging
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +38,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -50,7 +48,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, run
+from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
 from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
@@ -402,19 +400,9 @@ def merge_and_evaluate(
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, GlueTrainingArguments), description=__doc__.split("\n\n")[0]
+    model_arguments, data_arguments, training_arguments = parse_arguments(
+        ModelArguments, DataArguments, GlueTrainingArguments, description=__doc__
     )
-    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        if not Path(sys.argv[1]).is_file():
-            raise UserError(f"{sys.argv[1]}: no such file.")
-        try:
-            parsed = parser.parse_json_file(sys.argv[1])
-        except ValueError as error:
-            raise UserError(f"{sys.argv[1]}: {first_sentence(error)}") from None
-    else:
-        parsed = parser.parse_args_into_dataclasses()
-    model_arguments, data_arguments, training_arguments = parsed
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     if data_arguments.demo:

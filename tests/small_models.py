@@ -47,13 +47,13 @@ def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.2) -> torch.
     return model
 
 
-def tiny_model(model_class, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+def tiny_model(model_class, dtype: torch.dtype = torch.float32, seed: int = 0, std: float = 0.2, **changes):
     """A randomised model in evaluation mode."""
     attention = changes.pop("attn_implementation", None)
     config = tiny_config(**changes)
     if attention is not None:
         config._attn_implementation = attention
-    return randomise(model_class(config), seed).to(dtype).eval()
+    return randomise(model_class(config), seed, std).to(dtype).eval()
 
 
 def run_command(monkeypatch, capsys, command, *arguments) -> tuple[int, str, str]:
