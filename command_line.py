@@ -19,13 +19,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake of the user's, said in one sentence. Commands print it and exit with code 2."""
 
 
@@ -40,6 +40,9 @@ def run(main: Callable[[], object]) -> None:
         main()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error.filename}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
@@ -61,14 +64,18 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     parser = HfArgumentParser(
         dataclass_types, description=description, usage="%(prog)s [options]", formatter_class=_HelpFormatter
     )
+    file = None
     try:
         if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
             if not Path(sys.argv[1]).is_file():
                 raise UserError(f"{sys.argv[1]}: no such file.")
-            return parser.parse_json_file(sys.argv[1])
+            file = sys.argv[1]
+            return parser.parse_json_file(file)
         *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
-        raise UserError(first_sentence(error)) from None
+        raise UserError(f"{file}: {first_sentence(error)}" if file else first_sentence(error)) from None
     if unknown:
         raise UserError(f"unrecognized arguments: {' '.join(unknown)} (see --help).")
     return tuple(parsed)
@@ -80,18 +87,19 @@ def first_sentence(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: str | Path, replaceable: str) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Path]:
     """
     Yield a temporary folder beside `folder`, and move it into place when the block ends without an exception.
 
     Args:
-        folder: The final place.
-        replaceable: Name of a file that marks `folder` as an earlier output of the same kind, which is replaced.
+        folder: The final place; a link is followed.
+        replaceable: Names or patterns of what an earlier output of the same kind holds. A folder with nothing else in
+            it is replaced; any other content is never touched.
 
     Raises:
-        UserError: `folder` is a file, or a folder with other content.
+        UserError: `folder` is a file, or holds something else.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     check_replaceable(folder, replaceable)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -109,14 +117,16 @@ def atomic_folder(folder: str | Path, replaceable: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(folder: Path, marker: str) -> None:
-    """Raise a UserError unless `folder` is absent, empty, or holds a file named `marker`."""
+def check_replaceable(folder: str | Path, replaceable: Sequence[str]) -> None:
+    """Raise a UserError unless `folder` is absent or holds nothing but what `replaceable` names."""
+    folder = Path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: the output folder is a file.")
-    if any(folder.iterdir()) and not (folder / marker).exists():
-        raise UserError(f"{folder}: the output folder is not empty and holds no earlier output ({marker}).")
+    for entry in sorted(folder.iterdir()):
+        if not any(entry.match(pattern) for pattern in replaceable):
+            raise UserError(f"{folder}: the output folder is not empty, and {entry.name} in it is no earlier output.")
 
 
 def _umask() -> int:

@@ -21,6 +21,7 @@ import transformers
 from packaging import version
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2CLS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 
@@ -101,6 +102,15 @@ def _is_int(value) -> bool:
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def refuse_original_release(config_dict: dict) -> None:
+    """Raise a ValueError for the configuration of the original authors' release."""
+    if config_dict.get("model_type") == "ModernALBERT":
+        raise ValueError(
+            "model_type 'ModernALBERT' is the original authors' release, whose checkpoint format belongs to other "
+            "code; this code reads model_type 'modernalbert'."
+        )
 
 
 class ModernALBERTConfig(PreTrainedConfig):
@@ -225,17 +235,16 @@ class ModernALBERTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers; refuses the original authors' release, whose checkpoints are another code's format."""
-        if config_dict.get("model_type") == "ModernALBERT":
-            raise ValueError(
-                "model_type 'ModernALBERT' is the original authors' release, whose checkpoint format belongs to other "
-                "code; this code reads model_type 'modernalbert'."
-            )
+        refuse_original_release(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
     def convert_rope_params_to_dict(self, **kwargs) -> dict:
         """Fill `rope_parameters` for both layer types (called by transformers); returns the kwargs it did not use."""
         rope_scaling = kwargs.pop("rope_scaling", None) or {}
         given = self.rope_parameters or {}
+        if "rope_type" in given or "rope_theta" in given:
+            # One set of settings, as models with one layer type have it: for both.
+            given = dict.fromkeys(LAYER_TYPES, given)
         self.rope_parameters = {
             name: {"rope_type": "default", "rope_theta": self.default_theta[name]}
             | rope_scaling
@@ -394,6 +403,7 @@ class ModernALBERTConfig(PreTrainedConfig):
             f"at most num_experts={self.num_experts}",
         )
         self._check_mol_groups()
+        self._check_rope_parameters()
         self._require(
             not (self.router_per_depth and self.mol_positions == "last"),
             "router_per_depth",
@@ -417,6 +427,30 @@ class ModernALBERTConfig(PreTrainedConfig):
                 all(i is None or (_is_int(i) and 0 <= i < self.vocab_size) for i in ids),
                 field,
                 f"None or an id below vocab_size={self.vocab_size}",
+            )
+
+    def _check_rope_parameters(self) -> None:
+        if self.rope_parameters is None:
+            return
+        self._require(isinstance(self.rope_parameters, dict), "rope_parameters", "None or a dict")
+        given = self.rope_parameters
+        if "rope_type" in given or "rope_theta" in given:
+            given = {"full_attention": given}
+        rope_types = ("default", *ROPE_INIT_FUNCTIONS)
+        for name, settings in given.items():
+            self._require(
+                name in LAYER_TYPES and (settings is None or isinstance(settings, dict)),
+                "rope_parameters",
+                f"a dict of settings by layer type, {' and '.join(map(repr, LAYER_TYPES))}, or one for both",
+            )
+            settings = settings or {}
+            self._require(
+                settings.get("rope_type", "default") in rope_types,
+                "rope_parameters",
+                f"of a rope_type out of {', '.join(map(repr, rope_types))}",
+            )
+            self._require(
+                settings.get("partial_rotary_factor", 1) == 1, "rope_parameters", "without a partial_rotary_factor"
             )
 
     def _check_mol_groups(self) -> None:

@@ -66,7 +66,8 @@ def run_demo(model_arguments, data_arguments, training_arguments: TrainingArgume
     """
     Fine-tune nano on Rotten Tomatoes with routed tokens, merge with the routing's moving average, evaluate, plot.
 
-    Of the arguments only the model, the output folder, the seed and `report_to` are heeded. Writes to the output
+    Of the arguments only the model, the output folder, the numbers of rows, the seed and what concerns logging are
+    heeded. Writes to the output
     folder what `run_glue.run_task` writes, `demo.json`, `demo.md` and `demo.png`.
     """
     from modernalbert.run_glue import has_no_weights, run_task, tokenize
@@ -78,7 +79,7 @@ def run_demo(model_arguments, data_arguments, training_arguments: TrainingArgume
     train_file, validation_file = write_rotten_tomatoes(output_dir.parent / f"{output_dir.name}-data")
     model_arguments.model_name_or_path, model_arguments.merge_after = str(model), "ema"
     data_arguments.train_file, data_arguments.validation_file = str(train_file), str(validation_file)
-    data_arguments.overwrite_output_dir = True
+    data_arguments.overwrite_output_dir = True  # of an earlier demo; nothing but a run's own files is deleted
     for name, value in SETTINGS.items():
         setattr(training_arguments, name, value)
     start = "random weights (no trained checkpoint is shipped yet)" if has_no_weights(model) else f"{model.name}"
@@ -88,7 +89,10 @@ def run_demo(model_arguments, data_arguments, training_arguments: TrainingArgume
     merged = output_dir / "merged"
     report = json.loads((merged / "merge_report.json").read_text())
     task = infer_task(str(train_file))
-    validation = tokenize(load_task_file(str(validation_file), task), load_tokenizer(str(output_dir)), 512)
+    validation = load_task_file(str(validation_file), task)
+    if data_arguments.max_eval_samples is not None:
+        validation = validation.select(range(data_arguments.max_eval_samples))
+    validation = tokenize(validation, load_tokenizer(str(output_dir)), 512)
     rows = {
         "token routing": {
             "accuracy": results["eval_accuracy"],
@@ -111,10 +115,10 @@ def run_demo(model_arguments, data_arguments, training_arguments: TrainingArgume
     }
     table = as_table(rows)
     plot(rows, report, json.loads((output_dir / "trainer_state.json").read_text()), output_dir / "demo.png")
-    summary = {"started_from": start, "validation_rows": VALIDATION_ROWS, "rows": rows}
+    summary = {"started_from": start, "validation_rows": len(validation), "rows": rows}
     (output_dir / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
     (output_dir / "demo.md").write_text(table)
-    print(f"\nRotten Tomatoes, {VALIDATION_ROWS} held-out sentences, nano from {start}\n\n{table}")
+    print(f"\nRotten Tomatoes, {len(validation)} held-out sentences, nano from {start}\n\n{table}")
     print(f"Plot: {output_dir / 'demo.png'}   Merge report: {merged / 'merge_report.md'}")
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
@@ -28,6 +29,11 @@ from modernalbert.configuration_modernalbert import ModernALBERTConfig
 
 logger = logging.getLogger(__name__)
 
+# What an export writes, and may therefore replace.
+EXPORTED = (
+    "config.json *.safetensors *.safetensors.index.json *.py tokenizer* special_tokens_map.json added_tokens.json "
+    "vocab.* merges.txt chat_template* README.md LICENSE"
+).split()
 LICENSE_FILE = Path(__file__).parent / "LICENSE"
 
 
@@ -36,6 +42,7 @@ def export_to_hub_folder(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     card: str | None = None,
+    hub_model_id: str | None = None,
 ) -> Path:
     """
     Write everything a stranger needs to load the model with `trust_remote_code=True`, with this package not installed.
@@ -46,8 +53,9 @@ def export_to_hub_folder(
     Args:
         model: Any ModernALBERT, with or without a head.
         tokenizer: Its tokenizer, or None to leave it out.
-        folder: Where to write. Must not exist, or be empty, or be a folder that holds an earlier export.
+        folder: Where to write. Must not exist, or hold nothing but an earlier export.
         card: Text of README.md; None writes one from the configuration.
+        hub_model_id: The repository the card speaks of, if it is known.
 
     Returns:
         The folder.
@@ -56,13 +64,13 @@ def export_to_hub_folder(
         UserError: `folder` exists and is something else.
     """
     folder = Path(folder)
-    with atomic_folder(folder, replaceable="config.json") as temporary:
+    with atomic_folder(folder, replaceable=EXPORTED) as temporary:
         model.save_pretrained(temporary)  # the code travels along: every class is registered for it
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if LICENSE_FILE.is_file():
             shutil.copyfile(LICENSE_FILE, temporary / "LICENSE")
-        (temporary / "README.md").write_text(card or default_card(model, folder.name), encoding="utf-8")
+        (temporary / "README.md").write_text(card or default_card(model, hub_model_id or folder.name), encoding="utf-8")
     return folder
 
 
@@ -124,13 +132,13 @@ def load_model(name_or_path: str) -> PreTrainedModel:
     try:
         config = ModernALBERTConfig.from_pretrained(name_or_path)
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
-        if config.model_type != ModernALBERTConfig.model_type or model_class is None:
-            raise UserError(
-                f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT."
-            )
-        return model_class.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+        if model_class is not None:
+            return model_class.from_pretrained(name_or_path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name_or_path}: cannot be loaded: {first_sentence(error)}") from None
+    raise UserError(
+        f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class."
+    )
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
@@ -160,14 +168,14 @@ class ExportArguments:
 
 def main() -> None:
     (arguments,) = parse_arguments(ExportArguments, description=ExportArguments.__doc__)
-    check_replaceable(Path(arguments.output_dir), "config.json")
+    check_replaceable(arguments.output_dir, EXPORTED)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")
     model = load_model(arguments.model_name_or_path)
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:
         logger.warning("No tokenizer found beside the model: the folder will have none.")
-    folder = export_to_hub_folder(model, tokenizer, arguments.output_dir)
+    folder = export_to_hub_folder(model, tokenizer, arguments.output_dir, hub_model_id=arguments.hub_model_id)
     print(f"Written to {folder}")
     if arguments.push_to_hub:
         push_folder(folder, arguments.hub_model_id)

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
 SAVES = ("adapter", "folded", "both")
+# What a merge writes, and may therefore replace.
+WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -211,6 +213,7 @@ class MergeReport:
     def measure_latency(self, routed: PreTrainedModel, batch: dict, repeats: int = 15) -> None:
         """Time forwards of both models in turn on one batch, and keep the medians in `latency_ms`."""
         times = {"routed": [], "merged": []}
+        was_training = routed.training
         with torch.inference_mode():
             for i in range(repeats + 2):
                 for name, model in (("routed", routed.eval()), ("merged", self.model)):
@@ -220,9 +223,10 @@ class MergeReport:
                     _synchronise(model)
                     if i >= 2:  # warm-up
                         times[name].append(1000 * (time.perf_counter() - start))
+        routed.train(was_training)
         self.latency_ms = {name: statistics.median(values) for name, values in times.items()}
 
-    def save(self, folder: str | Path, save: str = "both", tokenizer=None) -> Path:
+    def save(self, folder: str | Path, save: str = "both", tokenizer=None, hub_model_id: str | None = None) -> Path:
         """
         Write the result; the folder appears when it is complete.
 
@@ -231,6 +235,7 @@ class MergeReport:
                 "adapter": `adapter/`, a stock peft LoRA, and `base/`, the model it sits on, a complete Hub folder;
                 "folded": `folded/`, the merged model, a complete Hub folder; "both".
             tokenizer: Written beside each model.
+            hub_model_id: The repository that cards and adapter will name as theirs, if they are to be uploaded.
 
         Raises:
             ValueError: `save` is not allowed, or there is no adapter (`mol_positions="last"`).
@@ -240,12 +245,14 @@ class MergeReport:
         if save == "adapter" and self.base is None:
             raise ValueError(f"save='adapter' is not allowed: {self.note}")
         folder = Path(folder)
-        with atomic_folder(folder, replaceable="merge_report.json") as temporary:
+        with atomic_folder(folder, replaceable=WRITTEN) as temporary:
             if save != "folded" and self.base is not None:
-                export_to_hub_folder(self.base, tokenizer, temporary / "base")
-                self.save_adapter(temporary / "adapter", base_name=str(folder / "base"))
+                export_to_hub_folder(self.base, tokenizer, temporary / "base", hub_model_id=hub_model_id)
+                self.save_adapter(temporary / "adapter", base_name=hub_model_id or str(folder / "base"))
             if save != "adapter":
-                export_to_hub_folder(self.model, tokenizer, temporary / "folded")
+                folded = export_to_hub_folder(self.model, tokenizer, temporary / "folded", hub_model_id=hub_model_id)
+                with (folded / "README.md").open("a", encoding="utf-8") as card:
+                    card.write("\n" + self.to_markdown())
             (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
             (temporary / "merge_report.md").write_text(self.to_markdown())
         return folder
@@ -271,8 +278,8 @@ class MergeReport:
         (folder / "README.md").write_text(
             f"---\nlibrary_name: peft\nbase_model: {base_name}\ntags: [lora, modernalbert]\n---\n"
             "# Merged experts of a ModernALBERT, as a stock LoRA adapter\n\n"
-            "Load the base with `trust_remote_code=True`, then `PeftModel.from_pretrained(base, this_folder)`.\n\n"
-            + self.to_markdown()
+            "Load the base (beside this folder, in `base`) with `trust_remote_code=True`, then "
+            "`PeftModel.from_pretrained(base, this_folder)`.\n\n" + self.to_markdown()
         )
 
 
@@ -330,6 +337,8 @@ def merge_experts(
     if calibration is None:
         calibration, measured_on = [random_batch(model)], "random token ids (no calibration text given)"
     calibration = list(calibration)
+    if not calibration:
+        raise ValueError("calibration=[] is not allowed: it must hold at least one batch.")
     group_weights = resolve_weights(model, weights, calibration)
 
     merged: dict[int, Experts] = {}
@@ -391,7 +400,8 @@ def resolve_weights(
 def measure_usage(model: PreTrainedModel, batches: list[dict]) -> dict[int, torch.Tensor]:
     """Mean routing weight per expert and group on the given batches, all real tokens counting alike."""
     config = model.config
-    encoder = model.base_model.eval()
+    encoder, was_training = model.base_model, model.training
+    encoder.eval()
     calls = [
         layer // config.group_depth
         for layer in range(config.num_hidden_layers)
@@ -405,6 +415,7 @@ def measure_usage(model: PreTrainedModel, batches: list[dict]) -> dict[int, torc
         summary = summarise_routing(logits, config.num_experts_per_tok, inputs.get("attention_mask"))
         total = total + summary.usage.double() * summary.num_tokens
         num_tokens = num_tokens + summary.num_tokens
+    model.train(was_training)
     usage = (total / num_tokens).float().cpu()
     return {k: usage[[i for i, group in enumerate(calls) if group == k]].mean(dim=0) for k in config.modulated_groups}
 
@@ -413,10 +424,10 @@ def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
     """A model of the same class with changed configuration, with all weights the two have in common, frozen in eval."""
     config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()) | changes)
     config._attn_implementation = model.config._attn_implementation
-    new = type(model)(config)
+    new = type(model)(config).to(device=model.device, dtype=model.dtype)
     state = model.state_dict()
     new.load_state_dict({name: value for name, value in state.items() if ".mlp.mol_" not in name}, strict=False)
-    return new.to(device=model.device, dtype=model.dtype).eval()
+    return new.eval()
 
 
 def without_experts(model: PreTrainedModel) -> PreTrainedModel:
@@ -457,7 +468,10 @@ def random_batch(model: PreTrainedModel, batch_size: int = 8, length: int = 64) 
 
 @torch.no_grad()
 def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[dict]) -> None:
-    """Fill in the report's errors: each merged FFN on what its routed original is given, and the whole models."""
+    """
+    Fill in the report's errors, over real tokens: each merged FFN on what its routed original is given, and the whole
+    models.
+    """
     was_training = model.training
     model.eval()
     sums = {k: torch.zeros(3, dtype=torch.float64) for k in report.experts}  # |merged - routed|^2, ...
@@ -469,18 +483,21 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
             x, position = args[0], args[1]
             if not mlp.is_modulated[position]:
                 return
-            routed = output[0].double()
-            merged, shared = merged_mlp(x, position)[0].double(), mlp.plain_forward(x).double()
+            routed = output[0].double()[real]
+            merged, shared = (out.double()[real] for out in (merged_mlp(x, position)[0], mlp.plain_forward(x)))
             for i, difference in enumerate((merged - routed, routed, routed - shared)):
                 sums[k][i] += difference.square().sum().cpu()
 
         handles.append(model.base_model.groups[k].mlp.register_forward_hook(compare))
     output_sums, losses = torch.zeros(2, dtype=torch.float64), []
+    real = None  # (rows, length) booleans of the batch at hand
     try:
         for batch in batches:
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            real = mask.reshape(-1, mask.shape[-1]).bool()
             before = model(**batch, output_hidden_states=True)
             after = report.model(**batch, output_hidden_states=True)
-            routed, merged = before.hidden_states[-1].double(), after.hidden_states[-1].double()
+            routed, merged = before.hidden_states[-1].double()[real], after.hidden_states[-1].double()[real]
             output_sums += torch.stack([(merged - routed).square().sum(), routed.square().sum()]).cpu()
             if getattr(before, "loss", None) is not None:
                 losses.append((before.loss.item(), after.loss.item()))
@@ -519,15 +536,15 @@ class MergeArguments:
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to."})
 
 
-def parse_weights(text: str, flag: str = "--weights") -> str | list[float]:
+def parse_weights(text: str, flag: str = "--weights", names: Sequence[str] = WEIGHTS) -> str | list[float]:
     """Text of --weights to its value: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
-    if text in WEIGHTS:
+    if text in names:
         return text
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"{flag} {text} is not allowed: it must be one of {', '.join(WEIGHTS)}, or numbers like 0.5,0.5."
+            f"{flag} {text} is not allowed: it must be one of {', '.join(names)}, or numbers like 0.5,0.5."
         ) from None
 
 
@@ -554,11 +571,13 @@ def calibration_batches(file: str, model: PreTrainedModel, tokenizer, batch_size
 
 def main() -> None:
     (arguments,) = parse_arguments(MergeArguments, description=MergeArguments.__doc__)
-    check_replaceable(Path(arguments.output_dir), "merge_report.json")
+    check_replaceable(arguments.output_dir, WRITTEN)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")
     if arguments.method not in MERGE_METHODS:
         raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(MERGE_METHODS)}.")
+    if arguments.save not in SAVES:
+        raise UserError(f"--save {arguments.save} is not allowed: it must be one of {', '.join(SAVES)}.")
     weights = parse_weights(arguments.weights)
     model = load_model(arguments.model_name_or_path)
     tokenizer = load_tokenizer(arguments.model_name_or_path)
@@ -572,7 +591,7 @@ def main() -> None:
     try:
         report = merge_experts(model, weights, arguments.method, arguments.rank, calibration)
         report.measure_latency(model, calibration[0] if calibration else random_batch(model))
-        report.save(arguments.output_dir, arguments.save, tokenizer)
+        report.save(arguments.output_dir, arguments.save, tokenizer, arguments.hub_model_id)
     except ValueError as error:
         raise UserError(str(error)) from None
     print(report.to_markdown())

@@ -43,6 +43,7 @@ from .configuration_modernalbert import ModernALBERTConfig
 from .modeling_mol import (
     FeedForward,
     MoLRouter,
+    RoutedFeedForward,
     build_feed_forward,
     summarise_routing,
 )
@@ -175,8 +176,9 @@ def prepare_attention(
 
     Args:
         hidden_states: (batch, sequence, d), for sizes, dtype and device.
-        attention_mask: (batch, sequence) with 0 for padding; or (batch, 1, sequence, sequence), used as it is in every
-            layer; or a dict from layer type to such a mask; or None.
+        attention_mask: (batch, sequence) with 0 for padding; or (batch, 1, sequence, sequence), booleans or numbers to
+            add, used as it is in every layer; or a dict from layer type to what the implementation takes; or None. Only
+            the first form says which tokens are padding, for pooling and routing statistics.
         position_ids: (batch or 1, sequence) as given by the caller, or None. Where they reset, the rows are packed, and
             tokens attend within their own sequence only.
     """
@@ -184,6 +186,10 @@ def prepare_attention(
     if isinstance(attention_mask, dict):
         return attention_mask, {}
     if attention_mask is not None and attention_mask.dim() == 4:
+        if attention_mask.dtype == torch.bool and config._attn_implementation == "eager":
+            # Eager adds its mask to the scores; the others take booleans as they are.
+            zeros = hidden_states.new_zeros(attention_mask.shape)
+            attention_mask = zeros.masked_fill(~attention_mask, torch.finfo(zeros.dtype).min)
         return dict.fromkeys(layer_types, attention_mask), {}
 
     mask_arguments = {"config": config, "inputs_embeds": hidden_states, "attention_mask": attention_mask}
@@ -237,8 +243,20 @@ class ModernALBERTEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.drop = nn.Dropout(config.embedding_dropout)
 
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d)."""
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        hidden_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d).
+
+        Or back: states (..., d) -> (..., e), for the tied decoder. It is a call of this module, so that whatever hooks
+        into modules to bring their weights (offloading, sharding) sees it.
+        """
+        if hidden_states is not None:
+            return hidden_states if self.projection is None else hidden_states @ self.projection.weight
         embeddings = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.projection is not None:
             embeddings = self.projection(embeddings)
@@ -396,6 +414,15 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. Loading makes parameters anew, so routers that mix nothing are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, RoutedFeedForward):
+                module.freeze_idle_router()
+        return loaded
+
     def floating_point_ops(self, input_dict: dict, exclude_embeddings: bool = True) -> int:
         """
         Floating-point operations of a forward and backward pass, counting a shared group once for each use.
@@ -426,6 +453,8 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         self.embeddings = ModernALBERTEmbeddings(config)
         self.groups = nn.ModuleList([ModernALBERTLayer(config, group) for group in range(config.num_groups)])
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+        # As the FFNs were built: changing the configuration afterwards changes neither.
+        self.expert_mixing = config.expert_mixing
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -505,7 +534,8 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             for layer_type in set(config.layer_types)
         }
         mixing_weights = [group.mlp.mixing_weights() for group in self.groups]
-        update_statistics = self.training and config.expert_mixing != "uniform"
+        # A training forward without gradients (dropout sampling, say) is not a training step.
+        update_statistics = self.training and torch.is_grad_enabled() and self.expert_mixing != "uniform"
 
         all_hidden_states, all_attentions = [], []
         routed_groups, all_router_logits = [], []
@@ -521,8 +551,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
                 layer_type=layer_type,
                 mixing_weights=mixing_weights[group],
                 return_router_logits=output_router_logits or update_statistics,
-                **attention_arguments,
-                **kwargs,
+                **(attention_arguments | kwargs),
             )
             if output_attentions:
                 all_attentions.append(attention_weights)
@@ -537,7 +566,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         if self.training and all_router_logits:
             padding_mask = attention_mask if getattr(attention_mask, "ndim", 0) == 2 else None
             summary = summarise_routing(all_router_logits, config.num_experts_per_tok, padding_mask)
-            if config.expert_mixing == "token":
+            if self.expert_mixing == "token":
                 aux_loss = (
                     config.router_aux_loss_coef * summary.balance_loss + config.router_z_loss_coef * summary.z_loss
                 )
@@ -645,10 +674,7 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
 
     def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Token states (..., d) -> logits (..., V)."""
-        hidden_states = self.head(hidden_states)
-        if self.model.embeddings.projection is not None:
-            hidden_states = hidden_states @ self.model.embeddings.projection.weight
-        return self.decoder(hidden_states)
+        return self.decoder(self.model.embeddings(hidden_states=self.head(hidden_states)))
 
     @can_return_tuple
     def forward(
@@ -669,7 +695,7 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
                 are (number of labels, V), else (batch, sequence, V).
             num_items_in_batch: Labels in the whole optimizer step, given by Trainer.
         """
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if self.config.sparse_prediction and labels is not None:
             labels = labels.reshape(-1)
@@ -731,7 +757,7 @@ class ModernALBERTForSequenceClassification(ModernALBERTClassifierModel):
         **kwargs,
     ) -> ModernALBERTSequenceClassifierOutput:
         """Inputs as in `ModernALBERTModel.forward`; labels (batch,), or (batch, num_labels) floats for multi-label."""
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classify(self.pool(outputs.last_hidden_state, attention_mask))
         loss = None
         if labels is not None:
@@ -757,7 +783,7 @@ class ModernALBERTForTokenClassification(ModernALBERTClassifierModel):
         **kwargs,
     ) -> ModernALBERTTokenClassifierOutput:
         """Inputs as in `ModernALBERTModel.forward`; labels (batch, sequence), -100 where there is none."""
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classify(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -784,7 +810,7 @@ class ModernALBERTForQuestionAnswering(ModernALBERTClassifierModel):
         **kwargs,
     ) -> ModernALBERTQuestionAnsweringOutput:
         """Inputs as in `ModernALBERTModel.forward`; start and end positions (batch,), token indices."""
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         start_logits, end_logits = self.classify(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -822,7 +848,12 @@ class ModernALBERTForMultipleChoice(ModernALBERTClassifierModel):
         num_choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
         attention_mask = flatten(attention_mask)
         outputs = self.model(
-            flatten(input_ids), attention_mask, flatten(position_ids), flatten(inputs_embeds), **kwargs
+            flatten(input_ids),
+            attention_mask,
+            flatten(position_ids),
+            flatten(inputs_embeds),
+            return_dict=True,
+            **kwargs,
         )
         logits = self.classify(self.pool(outputs.last_hidden_state, attention_mask)).view(-1, num_choices)
         loss = None

@@ -228,7 +228,14 @@ def register_mol_backend(name: str) -> Callable:
 
 
 @register_mol_backend("reference")
-def reference_mol(x, routing_weights, experts_index, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
+def reference_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
     """
     The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
 
@@ -252,7 +259,14 @@ CPU_TOKEN_BLOCK = 512
 
 
 @register_mol_backend("masked")
-def masked_mol(x, routing_weights, experts_index, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
+def masked_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
     """
     All experts' factors stacked to rank E r; each slot zeroes the blocks of the experts it does not hold.
 
@@ -273,7 +287,14 @@ def masked_mol(x, routing_weights, experts_index, ffn: FFN, experts: Experts, ma
     return _masked_block(x, routing_weights, experts_index, ffn, experts, masks)
 
 
-def _masked_block(x, routing_weights, experts_index, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
+def _masked_block(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
     num_experts, rank, _ = experts.A_in.shape
     linear = nn.functional.linear
     A_in, A_out = experts.A_in.flatten(0, 1), experts.A_out.flatten(0, 1)  # (E r, d), (E r, f)
@@ -452,12 +473,16 @@ class RoutedFeedForward(FeedForward):
             self.mol_router = MoLRouter(
                 config.hidden_size, self.num_experts, positions, jitter_noise=config.router_jitter_noise
             )
-            # A router that mixes nothing gets no task gradient; frozen, data-parallel training does not wait for one.
-            self.mol_router.weight.requires_grad_(self.expert_mixing == "token")
+            self.freeze_idle_router()
             shape = (self.num_experts,) if positions is None else (positions, self.num_experts)
             self.mol_usage = nn.Buffer(torch.full(shape, 1 / self.num_experts, dtype=torch.float32))
         else:
             self.mol_router = None
+
+    def freeze_idle_router(self) -> None:
+        """A router that mixes nothing gets no task gradient: frozen, data-parallel training does not wait for one."""
+        if self.mol_router is not None and self.expert_mixing != "token":
+            self.mol_router.weight.requires_grad_(False)
 
     def _apply(self, fn, recurse=True):
         # The statistics stay float32 when the model is cast: a moving average of decay 0.99 stalls in bfloat16.

@@ -26,30 +26,31 @@ folder; run again after an interruption, it continues from the last checkpoint.
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 import transformers
 from datasets import Dataset, load_dataset
+from safetensors import SafetensorError
 from scipy.special import softmax
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.configuration_modernalbert import EXPERT_MIXINGS
+from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
 from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
@@ -58,6 +59,8 @@ from modernalbert.training.task_files import infer_task, load_task_file
 
 logger = logging.getLogger("run_glue")
 
+# What a run leaves in its output folder beside the model's files, and may delete there.
+EARLIER_RUN = ("checkpoint-*", "*_results.json", "predictions_*.jsonl", "trainer_state.json", "merged")
 # Rows on which a merge measures its errors; the metrics are measured on all.
 MERGE_CALIBRATION_ROWS = 256
 
@@ -103,7 +106,9 @@ class DataArguments:
     max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what the output folder holds."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+    )
     demo: bool = field(
         default=False,
         metadata={"help": "Run the whole story on what is shipped: fine-tune, merge, evaluate both, plot."},
@@ -132,7 +137,19 @@ class GlueTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
     )
+    metric_for_best_model: str | None = field(
+        default="task",
+        metadata={"help": "Chooses the best checkpoint: a metric, loss, or task (the first metric)."},
+    )
     report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
+
+    def __post_init__(self):
+        # Without evaluation there is no best checkpoint to end with.
+        if not self.do_eval:
+            self.eval_strategy = "no"
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        super().__post_init__()
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -151,6 +168,8 @@ def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
             if source is None:
                 raise UserError("--test_file alone does not say what the task is: give --task_name or --train_file.")
             task = infer_task(source, arguments.label_column, arguments.text_columns)
+            labels = "numbers to predict" if task.is_regression else f"labels {', '.join(task.labels)}"
+            logger.warning(f"{source}: text in {' and '.join(task.text_columns)}, {labels}.")
         else:
             task = GLUE_TASKS[name]
         return task, {split: load_task_file(file, task, split != "test") for split, file in files.items()}
@@ -184,22 +203,39 @@ def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int)
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def load_classifier(arguments: ModelArguments, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier for the task, and its tokenizer."""
+def load_classifier(
+    arguments: ModelArguments, task: Task, training: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Task]:
+    """
+    A sequence classifier for the task, its tokenizer, and the task with its labels in the classifier's order.
+
+    A checkpoint that already knows the task's labels by name keeps its order; one that knows others, or another number
+    of them, gets a new head, which only training can fill.
+    """
     name = arguments.model_name_or_path
     if name is None:
         raise UserError("--model_name_or_path is missing (or use --demo).")
-    changes = {"num_labels": max(1, len(task.labels))}
-    if task.labels:
-        changes |= {
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: i for i, label in enumerate(task.labels)},
-            "problem_type": "single_label_classification",
-        }
-    else:
-        changes |= {"problem_type": "regression"}
     trust = arguments.trust_remote_code
     try:
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        refuse_original_release(written)
+        bare = has_no_weights(Path(name))
+        known = AutoConfig.from_pretrained(name, trust_remote_code=trust).id2label or {}
+        known = tuple(known[i] for i in sorted(known)) if written.get("id2label") else ()
+        if task.labels and (set(known) == set(task.labels) or (not training and set(known) > set(task.labels))):
+            task = replace(task, labels=known)
+        elif not training and (bare or len(known) != max(1, len(task.labels))):
+            raise UserError(
+                f"--no_do_train needs a model with a head for the task: {name} knows the labels "
+                f"{', '.join(known) or 'of none'}, the task has {', '.join(task.labels) or 'one number'}."
+            )
+        changes = {"num_labels": max(1, len(task.labels)), "problem_type": "regression"}
+        if task.labels:
+            changes |= {
+                "id2label": dict(enumerate(task.labels)),
+                "label2id": {label: i for i, label in enumerate(task.labels)},
+                "problem_type": "single_label_classification",
+            }
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **changes)
         if arguments.expert_mixing is not None:
             if arguments.expert_mixing not in EXPERT_MIXINGS or not hasattr(config, "expert_mixing"):
@@ -210,17 +246,40 @@ def load_classifier(arguments: ModelArguments, task: Task) -> tuple[PreTrainedMo
             config.expert_mixing = arguments.expert_mixing
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         loading = {"trust_remote_code": trust, "attn_implementation": arguments.attn_implementation}
-        if has_no_weights(Path(name)):
+        if bare:
             logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
             model = AutoModelForSequenceClassification.from_config(config, **loading)
         else:
-            # A head for other labels, of a model fine-tuned on another task, is replaced.
             model = AutoModelForSequenceClassification.from_pretrained(
                 name, config=config, ignore_mismatched_sizes=True, **loading
             )
-    except (OSError, ValueError, ImportError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
-    return model, tokenizer
+    return model, tokenizer, task
+
+
+def relabel(data: Dataset, old: Task, new: Task) -> Dataset:
+    """Label ids of the old task's order into the new one's."""
+    if old.labels == new.labels or "label" not in data.column_names:
+        return data
+    ids = [new.labels.index(label) for label in old.labels]
+    return data.map(lambda row: {"label": ids[row["label"]]}, desc="Labels")
+
+
+def check_merge(weights: str | None, model: PreTrainedModel, has_validation: bool) -> str | list[float] | None:
+    """The value of --merge_after, checked before anything long starts."""
+    if weights is None:
+        return None
+    parsed = parse_weights(weights, flag="--merge_after", names=("ema", "uniform"))
+    if getattr(model.config, "ffn_modulation", None) != "mol":
+        raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
+    if not isinstance(parsed, str) and len(parsed) != model.config.num_experts:
+        raise UserError(f"--merge_after {weights} is not allowed: it must be {model.config.num_experts} numbers.")
+    if not has_validation:
+        raise UserError("--merge_after needs --validation_file, to measure what the merge changes.")
+    return parsed
 
 
 def has_no_weights(folder: Path) -> bool:
@@ -232,22 +291,40 @@ def has_no_weights(folder: Path) -> bool:
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def prepare_output_dir(folder: Path, overwrite: bool, resume: str | None) -> str | None:
-    """Clear or check the output folder; returns the checkpoint to continue from, if there is one."""
-    if overwrite and folder.is_dir():
-        shutil.rmtree(folder)
-    if folder.is_file():
+def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
+    """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file.")
     if resume is not None and resume.lower() not in ("true", "false"):
         if not (Path(resume) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
-        return resume
-    if (folder / "all_results.json").is_file():
+    elif (folder / "all_results.json").is_file() and not overwrite:
         raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
-    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-    if checkpoint is not None and (resume or "true").lower() != "false":
-        logger.warning(f"Continuing from {checkpoint}.")
-        return checkpoint
+
+
+def remove_earlier_run(folder: Path) -> None:
+    """Delete an earlier run's checkpoints and results, and nothing else that may lie in the folder."""
+    for pattern in EARLIER_RUN:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
+    """The checkpoint named, else the newest whole one in the folder, if there is one."""
+    if resume is not None and resume.lower() not in ("true", "false"):
+        return resume
+    if (resume or "true").lower() == "false":
+        return None
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for checkpoint in checkpoints:
+        # Trainer writes its state last.
+        if (checkpoint / "trainer_state.json").is_file():
+            logger.warning(f"Continuing from {checkpoint}.")
+            return str(checkpoint)
+        logger.warning(f"{checkpoint} was cut off while it was written: passed over.")
     return None
 
 
@@ -307,24 +384,34 @@ def run_task(
         What `all_results.json` holds.
     """
     output_dir = Path(training_arguments.output_dir)
+    overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
+    for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
+        value = getattr(data_arguments, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least 1.")
+    check_output_dir(output_dir, overwrite, resume)
     task, data = load_data(data_arguments)
     validation_splits = [split for split in data if split.startswith("validation")]
     if training_arguments.do_train and "train" not in data:
         raise UserError("--train_file is missing (or add --no_do_train).")
     if training_arguments.do_eval and not validation_splits:
-        raise UserError(
-            "--validation_file is missing (or add --no_do_eval --eval_strategy no --no_load_best_model_at_end)."
-        )
-    checkpoint = prepare_output_dir(
-        output_dir, data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
-    )
+        raise UserError("--validation_file is missing (or add --no_do_eval).")
+    wanted = training_arguments.metric_for_best_model
+    allowed = ("task", "loss", *task.metrics)
+    if wanted is not None and wanted.removeprefix("eval_") not in allowed:
+        raise UserError(f"--metric_for_best_model {wanted} is not allowed: it must be one of {', '.join(allowed)}.")
+    if wanted in (None, "task"):
+        training_arguments.metric_for_best_model = task.metrics[0]
+    training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
+
     set_seed(training_arguments.seed)
-    model, tokenizer = load_classifier(model_arguments, task)
-    merge_weights = None
-    if model_arguments.merge_after is not None:
-        merge_weights = parse_weights(model_arguments.merge_after, flag="--merge_after")
-        if getattr(model.config, "ffn_modulation", None) != "mol":
-            raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
+    model, tokenizer, task_of_model = load_classifier(model_arguments, task, training_arguments.do_train)
+    merge_weights = check_merge(model_arguments.merge_after, model, bool(validation_splits))
+    if overwrite and training_arguments.process_index == 0:
+        remove_earlier_run(output_dir)
+    # The first process first: the others must find the folder as it leaves it.
+    with training_arguments.main_process_first(local=False):
+        checkpoint = checkpoint_to_resume(output_dir, resume)
 
     max_length = min(data_arguments.max_seq_length, tokenizer.model_max_length)
     limits = {"train": data_arguments.max_train_samples} | dict.fromkeys(
@@ -333,10 +420,9 @@ def run_task(
     for split, rows in data.items():
         if limits.get(split) is not None:
             rows = rows.select(range(min(limits[split], len(rows))))
-        data[split] = tokenize(rows, tokenizer, max_length)
+        data[split] = tokenize(relabel(rows, task, task_of_model), tokenizer, max_length)
+    task = task_of_model
 
-    training_arguments.metric_for_best_model = training_arguments.metric_for_best_model or task.metrics[0]
-    training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
     validation = data[validation_splits[0]] if validation_splits else None
     trainer = make_trainer(model, tokenizer, task, training_arguments, data.get("train"), validation)
 
@@ -360,8 +446,9 @@ def run_task(
         for split in [split for split in data if split.startswith("test")]:
             keep(split, evaluate(trainer, task, data[split], split, output_dir / f"predictions_{split}.jsonl"))
     if merge_weights is not None:
-        merged = merge_and_evaluate(trainer, tokenizer, task, merge_weights, validation, results)
-        results.update({f"merged_{name}": value for name, value in merged.metrics["merged"].items()})
+        splits = {split: data[split] for split in validation_splits}
+        report = merge_and_evaluate(trainer, tokenizer, task, merge_weights, splits, results)
+        results.update({f"merged_{name}": value for name, value in report.metrics["merged"].items()})
     if trainer.is_world_process_zero():
         # Written last: its presence says that the run is complete.
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
@@ -373,23 +460,29 @@ def merge_and_evaluate(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     weights: str | list[float],
-    validation: Dataset,
+    splits: dict[str, Dataset],
     results: dict[str, float],
 ) -> MergeReport:
     """Merge the trainer's model, evaluate the merged one on the same rows, and write both model and report."""
-    calibration = trainer.get_eval_dataloader(validation.select(range(min(MERGE_CALIBRATION_ROWS, len(validation)))))
-    batches = [trainer._prepare_inputs(batch) for batch in calibration]
-    try:
-        report = merge_experts(trainer.model, weights, calibration=batches)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    report.measured_on = f"the first {len(calibration.dataset)} validation rows"
-    evaluator = make_trainer(report.model, tokenizer, task, trainer.args, validation=validation)
-    metrics = evaluator.evaluate()
-    report.metrics = {
-        "routed": {name: results[f"eval_{name}"] for name in task.metrics if f"eval_{name}" in results},
-        "merged": {name: metrics[f"eval_{name}"] for name in task.metrics},
-    }
+    rows = next(iter(splits.values()))
+    rows = rows.select(range(min(MERGE_CALIBRATION_ROWS, len(rows))))
+    # Not the trainer's loader: every process measures on the same rows.
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+    )
+    batches = [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
+    report = merge_experts(trainer.model, weights, calibration=batches)
+    report.measured_on = f"the first {len(rows)} validation rows"
+    report.metrics = {"routed": {}, "merged": {}}
+    evaluator = make_trainer(report.model, tokenizer, task, trainer.args, validation=rows)
+    for split, data in splits.items():
+        prefix = split.replace("validation", "eval")
+        merged = evaluator.evaluate(data)
+        for name in task.metrics:
+            full_name = f"{prefix}_{name}".removeprefix("eval_")
+            report.metrics["merged"][full_name] = merged[f"eval_{name}"]
+            if f"{prefix}_{name}" in results:
+                report.metrics["routed"][full_name] = results[f"{prefix}_{name}"]
     report.measure_latency(trainer.model, batches[0])
     if trainer.is_world_process_zero():
         report.save(Path(trainer.args.output_dir) / "merged", tokenizer=tokenizer)

@@ -125,7 +125,7 @@ def upcycle_modernbert(
     so that it computes the same; experts start at zero, so that step 0 is the shared model.
 
     Args:
-        teacher: A `ModernBertForMaskedLM` (or the encoder alone: the head then starts fresh), or its name or folder.
+        teacher: A `ModernBertForMaskedLM` (of another class: the head starts fresh), or its name or folder.
         config: Of the student. `skip_first_attn_norm` is taken from the teacher's form, not from here.
         layer_map: See `teacher_layers_of_groups`.
 
@@ -142,7 +142,15 @@ def upcycle_modernbert(
         raise ValueError(
             f"The teacher's model_type={teacher_config.model_type!r} is not allowed: it must be 'modernbert'."
         )
-    for field in ("vocab_size", "hidden_size", "num_attention_heads", "norm_bias", "attention_bias", "mlp_bias"):
+    for field in (
+        "vocab_size",
+        "hidden_size",
+        "num_attention_heads",
+        "norm_bias",
+        "attention_bias",
+        "mlp_bias",
+        "classifier_bias",
+    ):
         ours, theirs = getattr(config, field), getattr(teacher_config, field)
         if ours != theirs:
             raise ValueError(f"{field}={ours!r} is not allowed: it must be the teacher's {theirs!r}.")
@@ -170,7 +178,7 @@ def upcycle_modernbert(
         copy_mean(group.mlp_norm, [encoder.layers[i].mlp_norm for i in sources])
         copy_ffn(group.mlp, [encoder.layers[i].mlp for i in sources], group=k)
 
-    if hasattr(teacher, "head"):
+    if hasattr(teacher, "decoder"):
         student.head.load_state_dict(teacher.head.state_dict())
         if config.decoder_bias and teacher.decoder.bias is not None:
             student.decoder.bias.copy_(teacher.decoder.bias)
@@ -183,7 +191,7 @@ def upcycle_modernbert(
 def copy_mean(target: torch.nn.Module, sources: list[torch.nn.Module]) -> None:
     """Set every parameter of `target` to the mean of the sources' parameters of that name."""
     for name, parameter in target.named_parameters():
-        parameter.copy_(torch.stack([source.get_parameter(name).float() for source in sources]).mean(dim=0))
+        parameter.copy_(torch.stack([source.get_parameter(name).double() for source in sources]).mean(dim=0))
 
 
 def copy_ffn(target: torch.nn.Module, sources: list[torch.nn.Module], group: int) -> None:
@@ -198,7 +206,7 @@ def copy_ffn(target: torch.nn.Module, sources: list[torch.nn.Module], group: int
         )
 
     def mean(name: str) -> torch.Tensor:
-        return torch.stack([source.get_parameter(name).float() for source in sources]).mean(dim=0)
+        return torch.stack([source.get_parameter(name).double() for source in sources]).mean(dim=0)
 
     for name in ["Wi.weight"] + (["Wi.bias"] if target.Wi.bias is not None else []):
         # Both halves, activated and gate, are widened alike.

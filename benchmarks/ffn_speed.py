@@ -10,12 +10,21 @@ the shared products are not shared. "folded" is the merged model's FFN.
 """
 
 import argparse
+import copy
 
 import torch
 
 from modernalbert import ModernALBERTConfig
 from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
-from modernalbert.modeling_mol import FFN, DropoutMasks, FeedForward, MoLFeedForward, resolve_mol_backend, route
+from modernalbert.modeling_mol import (
+    FFN,
+    DropoutMasks,
+    FeedForward,
+    MoLFeedForward,
+    concatenate_experts,
+    resolve_mol_backend,
+    route,
+)
 
 
 def build(config: ModernALBERTConfig, device: str, dtype: torch.dtype) -> tuple[FeedForward, MoLFeedForward]:
@@ -26,6 +35,17 @@ def build(config: ModernALBERTConfig, device: str, dtype: torch.dtype) -> tuple[
         for parameter in [*plain.parameters(), *mol.parameters()]:
             parameter.normal_(std=0.02)
     return plain.to(device, dtype).eval(), mol.to(device, dtype).eval()
+
+
+@torch.no_grad()
+def fold(mol: MoLFeedForward, plain: FeedForward) -> FeedForward:
+    """The merged MoL: a plain FFN with the mean of the experts added to its weights."""
+    folded = copy.deepcopy(plain)
+    uniform = torch.full((mol.num_experts,), 1 / mol.num_experts, device=mol.Wi.weight.device)
+    merged = concatenate_experts(mol.experts, uniform)
+    folded.Wi.weight.copy_(mol.Wi.weight + merged.B_in[0] @ merged.A_in[0])
+    folded.Wo.weight.copy_(mol.Wo.weight + merged.B_out[0] @ merged.A_out[0])
+    return folded
 
 
 def looped_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +63,7 @@ def looped_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
 
 
 def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
+    """Every expert's own FFN on every token."""
     _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
     ffn = FFN(mol.Wi, mol.activate, mol.Wo)
     return resolve_mol_backend("reference")(x, weights, chosen, ffn, mol.experts, DropoutMasks())
@@ -53,7 +74,7 @@ def measure(
 ) -> dict:
     """Forward and forward+backward, eager and compiled; ratios to the plain FFN run the same way."""
     plain, mol = build(config, device, dtype)
-    folded, _ = build(config, device, dtype)
+    folded = fold(mol, plain)
     x = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
 
     def forward(module):

@@ -64,6 +64,9 @@ def test_defaults_are_tiny():
         ({"hidden_activation": "gelo"}, "hidden_activation='gelo'", "gelu"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1", "True or False"),
         ({"mol_version": 2}, "mol_version=2", "1 to 1"),
+        ({"rope_parameters": {"global": {"rope_theta": 1e4}}}, "rope_parameters=", "'full_attention'"),
+        ({"rope_parameters": {"rope_type": "foo"}}, "rope_parameters=", "'default'"),
+        ({"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "rope_parameters=", "without"),
         ({"num_expert": 3}, "num_expert", "num_experts"),
     ],
 )
@@ -131,7 +134,7 @@ def test_round_trip_and_auto_config(tmp_path):
     assert again.rope_parameters["sliding_attention"]["rope_theta"] == 10_000
 
 
-def test_sharing_is_real(tmp_path):
+def test_depth_adds_no_parameters():
     model = ModernALBERTForMaskedLM(tiny_config(ffn_modulation="none", mol_intermediate_size=None))
     assert len(model.model.groups) == 3
     deeper = ModernALBERTForMaskedLM(

@@ -15,10 +15,12 @@ from modernalbert import (
     ModernALBERTModel,
     upcycle_modernbert,
 )
+from modernalbert.modeling_modernalbert import flash_sequence_arguments, sequence_indices
 from modernalbert.upcycle import config_from_modernbert
 
 
 LOCAL_GLOBAL = ["full_attention", "sliding_attention", "sliding_attention"] * 2
+IDS = torch.arange(3, 39).view(2, 18)
 HEADS = (
     ModernALBERTForMaskedLM,
     ModernALBERTForSequenceClassification,
@@ -254,12 +256,56 @@ def test_inputs_embeds_have_the_width_of_the_factorised_embedding():
         model(ids, inputs_embeds=embeddings)
 
 
-def test_a_prepared_4d_mask_is_used():
-    model = tiny_model(ModernALBERTModel)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_prepared_4d_mask_is_used(attention):
+    model = tiny_model(ModernALBERTModel, attn_implementation=attention)
     ids, mask, _ = padded("right")
     prepared = mask.bool()[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
     expected, actual = model(ids, mask)[0], model(ids, prepared)[0]
     torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()])
+
+
+def test_flash_attention_gets_the_boundaries_of_packed_rows():
+    positions = torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]])
+    sequences = sequence_indices(positions, None)
+    assert sequences.tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+    arguments = flash_sequence_arguments(sequences)
+    assert arguments["cu_seq_lens_q"].tolist() == arguments["cu_seq_lens_k"].tolist() == [0, 3, 5, 6, 10]
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 4
+    assert arguments["cu_seq_lens_q"].dtype == torch.int32
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    assert sequence_indices(positions, mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
+    assert sequence_indices(torch.arange(5).expand(2, 5), mask) is None  # positions that grow: not packed
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+def test_a_configuration_that_asks_for_tuples(model_class):
+    model = tiny_model(model_class)
+    ids = torch.randint(3, 120, (2, 2, 9) if model_class is ModernALBERTForMultipleChoice else (2, 9))
+    expected = model(ids)[0]
+    model.config.return_dict = False
+    output = model(ids)
+    assert isinstance(output, tuple) and torch.equal(output[0], expected)
+
+
+def test_gradients_of_the_uses_of_a_group_add_up():
+    shared = tiny_model(ModernALBERTModel, torch.float64)
+    unshared = tiny_model(ModernALBERTModel, torch.float64, group_depth=1, mol_groups=[2, 3, 4, 5])
+    state = shared.state_dict()
+    for name in unshared.state_dict():
+        if name.startswith("groups."):
+            _, layer, rest = name.split(".", 2)
+            state[name] = shared.state_dict()[f"groups.{int(layer) // 2}.{rest}"]
+    unshared.load_state_dict({name: state[name] for name in unshared.state_dict()})
+    ids = torch.randint(3, 120, (2, 9))
+    for model in (shared, unshared):
+        model(ids)[0].square().sum().backward()
+    torch.testing.assert_close(unshared(ids)[0], shared(ids)[0])
+    for name, parameter in shared.named_parameters():
+        if name.startswith("groups."):
+            _, group, rest = name.split(".", 2)
+            uses = [unshared.get_parameter(f"groups.{2 * int(group) + i}.{rest}").grad for i in range(2)]
+            torch.testing.assert_close(parameter.grad, uses[0] + uses[1], msg=name)
 
 
 def test_attentions_need_eager():
@@ -288,6 +334,8 @@ def test_other_rope_types(rope_type, extra):
     rope = {"full_attention": {"rope_type": rope_type, "rope_theta": 1e4, **extra}}
     model = tiny_model(ModernALBERTModel, rope_parameters=rope, max_position_embeddings=16)
     plain = tiny_model(ModernALBERTModel, rope_parameters={"full_attention": {"rope_theta": 1e4}})
+    flat = tiny_model(ModernALBERTModel, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    assert torch.equal(flat(IDS)[0], plain(IDS)[0])
     ids = torch.randint(3, 120, (1, 40))
     output = model(ids)[0]
     assert torch.isfinite(output).all() and not torch.allclose(output, plain(ids)[0], atol=1e-3)

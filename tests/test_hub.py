@@ -189,20 +189,43 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     assert not (tmp_path / "o").exists()
 
 
-def test_output_folders_are_whole_or_absent(tmp_path):
+def test_output_folders_are_whole_or_absent_and_foreign_content_is_never_touched(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(RuntimeError), atomic_folder(target, replaceable="done") as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target, replaceable=["done"]) as folder:
         (folder / "half").write_text("")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
     for text in ("old", "new"):
-        with atomic_folder(target, replaceable="done") as folder:
+        with atomic_folder(target, replaceable=["don*"]) as folder:
             (folder / "done").write_text(text)
     assert (target / "done").read_text() == "new" and list(tmp_path.iterdir()) == [target]
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/thing").write_text("")
-    with pytest.raises(UserError, match="not empty"), atomic_folder(tmp_path / "other", replaceable="done"):
+    (target / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="thesis.tex"), atomic_folder(target, replaceable=["done"]):
         pass
+    assert (target / "done").read_text() == "new"
+    (target / "thesis.tex").unlink()
+    (tmp_path / "link").symlink_to(target)
+    with atomic_folder(tmp_path / "link", replaceable=["done"]) as folder:
+        (folder / "done").write_text("through the link")
+    assert (target / "done").read_text() == "through the link" and (tmp_path / "link").is_symlink()
+
+
+def test_export_never_replaces_a_training_folder(tmp_path, nano_tokenizer):
+    model = tiny_model(ModernALBERTForMaskedLM, vocab_size=30522)
+    export_to_hub_folder(model, nano_tokenizer, tmp_path / "out")
+    export_to_hub_folder(model, nano_tokenizer, tmp_path / "out", hub_model_id="me/mine")
+    assert 'from_pretrained("me/mine"' in (tmp_path / "out/README.md").read_text()
+    (tmp_path / "out/checkpoint-5").mkdir()
+    with pytest.raises(UserError, match="checkpoint-5"):
+        export_to_hub_folder(model, nano_tokenizer, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mixing", ["ema", "uniform", "token"])
+def test_loading_keeps_an_idle_router_frozen(tmp_path, mixing):
+    tiny_model(ModernALBERTForMaskedLM).save_pretrained(tmp_path)
+    model = ModernALBERTForMaskedLM.from_pretrained(tmp_path, expert_mixing=mixing)
+    routers = [p for name, p in model.named_parameters() if "router" in name]
+    assert len(routers) == 2 and all(p.requires_grad == (mixing == "token") for p in routers)
 
 
 def test_from_config_and_meta_loading():

@@ -61,6 +61,7 @@ def test_linear_is_the_weighted_sum_of_deltas(weights):
     assert report.groups[0].relative_error > 0.01  # routing depended on the token
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+    assert merge_experts(model.train(), weights).model is not model and model.training
     assert not report.model.training and report.parameters_after < report.parameters_before
 
 
@@ -125,6 +126,30 @@ def test_calibration_weights_are_the_mean_routing_on_the_text():
     assert report.loss_before == pytest.approx(before) and report.loss_after == pytest.approx(after)
 
 
+def test_padding_does_not_count_in_the_measured_errors():
+    model = set_usage(tiny_model(ModernALBERTForMaskedLM, torch.float64))
+    padded = torch.nn.functional.pad(IDS, (0, 9))
+    mask = (torch.arange(27) < 18).long().expand(2, 27)
+    reports = [
+        merge_experts(model, "ema", calibration=[batch])
+        for batch in ({"input_ids": IDS}, {"input_ids": padded, "attention_mask": mask})
+    ]
+    alone, with_padding = reports
+    assert with_padding.relative_error_of_output == pytest.approx(alone.relative_error_of_output, abs=1e-9)
+    for a, b in zip(alone.groups, with_padding.groups):
+        assert b.relative_error == pytest.approx(a.relative_error, abs=1e-9)
+        assert b.relative_error_of_experts == pytest.approx(a.relative_error_of_experts, abs=1e-9)
+
+
+def test_a_float64_model_merges_in_float64():
+    model = tiny_model(ModernALBERTForMaskedLM, torch.float64, expert_mixing="uniform")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-9)  # nothing float32 could hold
+    report = merge_experts(model, "uniform")
+    torch.testing.assert_close(report.model(IDS).logits, model(IDS).logits, atol=1e-11, rtol=1e-11)
+
+
 def test_last_position_keeps_one_expert_without_a_router(tmp_path):
     model = set_usage(tiny_model(ModernALBERTForMaskedLM, torch.float64, mol_positions="last", expert_mixing="ema"))
     report = merge_experts(model, "ema")
@@ -146,6 +171,7 @@ def test_last_position_keeps_one_expert_without_a_router(tmp_path):
         ({"rank": 3}, "rank=3.*16"),
         ({"method": "svd", "rank": 17}, "rank=17.*1 to 16"),
         ({"weights": "calibration"}, "without calibration batches"),
+        ({"calibration": []}, "at least one batch"),
     ],
 )
 def test_bad_arguments(arguments, said):
@@ -223,7 +249,7 @@ def test_command_line(tmp_path, nano_tokenizer, monkeypatch, capsys):
         (["--weights", "mean"], "--weights mean is not allowed"),
         (["--weights", "0.5,0.5"], "4 finite numbers"),
         (["--method", "x"], "--method x is not allowed"),
-        (["--save", "x"], "save='x' is not allowed"),
+        (["--save", "x"], "--save x is not allowed"),
         (["--output_dir", "{tmp}/full"], "is not empty"),
         (["--output_dir", "{tmp}/file"], "is a file"),
         (["--push_to_hub"], "needs --hub_model_id"),

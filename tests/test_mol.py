@@ -201,12 +201,15 @@ def test_gradient_checkpointing_counts_once_and_changes_nothing(use_reentrant, m
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             if use_reentrant:
                 model.enable_input_require_grads()
+        calls = []
+        model.model.groups[2].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         for _ in range(2):
             torch.manual_seed(3)
             loss = model(ids, labels=ids).loss
             model.zero_grad()
             loss.backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert len(calls) == (8 if checkpointing else 4)  # two uses, two steps, and the recompute
         results.append((loss.detach(), grads, model.model.groups[2].mlp.mol_usage.clone()))
     (loss, grads, usage), (loss_c, grads_c, usage_c) = results
     torch.testing.assert_close(loss_c, loss)
@@ -239,6 +242,13 @@ def test_merged_mixing_is_one_expert_and_freezes_the_router(mixing, feed_forward
             )
             expected = mol.activate(x @ w_in.T) @ w_out.T
         torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_training_mode_without_gradients_counts_nothing():
+    model = tiny_model(ModernALBERTForMaskedLM).train()
+    with torch.no_grad():
+        model(torch.randint(3, 120, (3, 10)))
+    assert torch.equal(model.model.groups[2].mlp.mol_usage, torch.full((4,), 0.25))
 
 
 def test_ema_mixing_updates_statistics_from_the_frozen_router_and_uniform_does_not():
@@ -312,6 +322,11 @@ def test_autocast_trains_in_bfloat16():
     model = tiny_model(ModernALBERTForMaskedLM).train()
     ids = torch.randint(3, 120, (2, 9))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(ids, labels=ids).loss
+        output = model(ids, labels=ids)
+    loss = output.loss
     loss.backward()
-    assert loss.isfinite() and all(p.grad is not None for p in model.parameters())
+    assert (
+        output.logits.dtype == torch.bfloat16
+        and loss.isfinite()
+        and all(p.grad is not None for p in model.parameters())
+    )

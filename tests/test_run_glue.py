@@ -54,6 +54,25 @@ def test_metrics_on_one_class_and_constant_predictions():
     assert compute_metrics(GLUE_TASKS["mrpc"], ones, ones) == {"f1": 1.0, "accuracy": 1.0}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(GLUE_TASKS))
+def test_metrics_equal_those_of_evaluate(name):
+    evaluate = pytest.importorskip("evaluate")
+    try:
+        metric = evaluate.load("glue", name)
+    except Exception as error:
+        pytest.skip(f"evaluate.load needs a network: {error}")
+    task, generator = GLUE_TASKS[name], np.random.default_rng(0)
+    if task.is_regression:
+        labels, predictions = generator.normal(size=50), generator.normal(size=50)
+    else:
+        labels, predictions = generator.integers(0, len(task.labels), (2, 50))
+    theirs = metric.compute(predictions=predictions, references=labels)
+    ours = compute_metrics(task, predictions, labels)
+    for metric_name, value in theirs.items():
+        assert ours[metric_name] == pytest.approx(value)
+
+
 def test_all_nine_tasks_are_there():
     assert set(GLUE_TASKS) == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
     assert GLUE_TASKS["stsb"].is_regression and GLUE_TASKS["mnli"].labels[2] == "contradiction"
@@ -115,6 +134,8 @@ def test_a_task_is_inferred_from_its_file(tmp_path):
         ("a.jsonl", '{"sentence": "a", "label": "good"}\n', "it must be one of 0 to 1 (negative, positive)"),
         ("a.csv", "sentence,label\na,1\nb\n", "a.csv, line 3: 2 columns expected"),
         ("a.csv", 'sentence,label\na,1\n"b,0\n', "a.csv, line 3: unexpected end of data"),
+        ("a.jsonl", '{"sentence": "a", "label": null}\n', "line 1: no value in column 'label'"),
+        ("a.csv", "sentence,label\na,\n", "line 2: no value in column 'label'"),
         ("a.jsonl", b'{"sentence": "\xff", "label": 1}\n', "not UTF-8 text (byte 14)"),
         ("a.parquet", b"PAR1 but not really", "a.parquet: cannot be read"),
     ],
@@ -126,6 +147,13 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, said):
     with pytest.raises(UserError) as caught:
         load_task_file(str(path), GLUE_TASKS["sst2"])
     assert said in str(caught.value), str(caught.value)
+
+
+def test_a_byte_order_mark_and_tab_separated_quotes_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfsentence,label\nfine,1\n")
+    assert load_task_file(str(tmp_path / "a.csv"), GLUE_TASKS["sst2"])["text"] == ["fine"]
+    (tmp_path / "a.tsv").write_text('sentence\tlabel\nso " quoted\t1\n')
+    assert load_task_file(str(tmp_path / "a.tsv"), GLUE_TASKS["sst2"])["text"] == ['so " quoted']
 
 
 def test_quoted_newlines_do_not_shift_line_numbers(tmp_path):
@@ -202,19 +230,89 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workp
     assert code == 2 and "holds a finished run" in error
 
 
-def test_an_interrupted_run_continues(monkeypatch, capsys, workplace):
-    arguments = ["--task_name", "sst2", "--save_strategy", "steps", "--save_steps", 4, "--eval_strategy", "no"]
-    arguments += ["--load_best_model_at_end", "false", "--num_train_epochs", 2]
+def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(monkeypatch, capsys, workplace, caplog):
+    out = workplace / "out"
+    arguments = ["--task_name", "sst2", "--save_strategy", "steps", "--save_steps", 5, "--eval_strategy", "no"]
+    arguments += ["--num_train_epochs", 2, "--save_total_limit", 5, "--seed", 3]
     code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
     assert code == 0, error
-    whole = json.loads((workplace / "out/all_results.json").read_text())
-    (workplace / "out/all_results.json").unlink()  # as if cut off after the last checkpoint
+    whole = json.loads((out / "all_results.json").read_text())
+    # as if cut off while checkpoint-12 was written
+    (out / "all_results.json").unlink()
+    (out / "checkpoint-12/trainer_state.json").unlink()
+    caplog.clear()
     code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
-    assert code == 0
-    state = json.loads((workplace / "out/trainer_state.json").read_text())
-    assert state["global_step"] == 12
-    again = json.loads((workplace / "out/all_results.json").read_text())
+    assert code == 0, error
+    assert "checkpoint-12 was cut off" in caplog.text and f"Continuing from {out / 'checkpoint-10'}" in caplog.text
+    again = json.loads((out / "all_results.json").read_text())
     assert again["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-5)
+
+
+def test_the_best_checkpoint_is_chosen_by_the_tasks_metric(monkeypatch, capsys, workplace):
+    code, _, error = glue(monkeypatch, capsys, workplace, "--task_name", "cola", "--num_train_epochs", 2)
+    assert code == 0, error
+    state = json.loads((workplace / "out/trainer_state.json").read_text())
+    scores = [entry["eval_matthews_correlation"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert state["best_metric"] == max(scores)
+
+
+def test_overwriting_deletes_a_run_and_nothing_else(monkeypatch, capsys, workplace):
+    arguments = ["--task_name", "sst2", "--num_train_epochs", 1, "--overwrite_output_dir"]
+    out = workplace / "out"
+    (out / "checkpoint-99").mkdir(parents=True)
+    (out / "thesis.tex").write_text("years of work")
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, "--model_name_or_path", workplace / "nothing")
+    assert code == 2 and (out / "checkpoint-99").exists()  # a mistyped model costs nothing
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    assert code == 0, error
+    assert (out / "thesis.tex").read_text() == "years of work" and not (out / "checkpoint-99").exists()
+
+
+def test_evaluating_a_classifier_keeps_its_own_label_order(monkeypatch, capsys, workplace, nano_tokenizer):
+    names = {0: "positive", 1: "negative"}
+    model = tiny_model(ModernALBERTForSequenceClassification, vocab_size=30522, id2label=names)
+    model.config.label2id = {name: i for i, name in names.items()}
+    model.save_pretrained(workplace / "turned")
+    nano_tokenizer.save_pretrained(workplace / "turned")
+    arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "turned", "--no_do_train"]
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    assert code == 0, error
+    rows = [json.loads(line) for line in (workplace / "out/predictions_validation.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["sentence"] for line in (workplace / "validation.jsonl").read_text().splitlines()]
+    predicted = []
+    for row, text in zip(rows, texts):
+        logits = model(**nano_tokenizer(text, return_tensors="pt")).logits[0]
+        predicted.append(names[int(logits.argmax())])
+        assert row["prediction"] == predicted[-1]
+    accuracy = np.mean([name == ("positive", "negative")[i % 2] for i, name in enumerate(predicted)])
+    assert json.loads((workplace / "out/all_results.json").read_text())["eval_accuracy"] == pytest.approx(accuracy)
+
+
+def test_evaluation_alone_needs_a_trained_head(monkeypatch, capsys, workplace):
+    arguments = ("--task_name", "mnli", "--no_do_train")
+    files = {"train": "pairs.jsonl", "validation": "pairs.jsonl"}
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, **files)
+    assert code == 2 and "--no_do_train needs a model with a head" in error
+
+
+def test_no_evaluation_needs_no_other_flag(monkeypatch, capsys, workplace):
+    arguments = ("--task_name", "sst2", "--num_train_epochs", 1, "--overwrite_output_dir")
+    for flags, evaluated in ((["--no_do_eval"], False), (["--eval_strategy", "no"], True)):
+        code, _, error = glue(monkeypatch, capsys, workplace, *arguments, *flags)
+        assert code == 0, error
+        assert ("eval_loss" in json.loads((workplace / "out/all_results.json").read_text())) == evaluated
+
+
+def test_the_demo_from_data_to_plot(monkeypatch, capsys, tmp_path):
+    arguments = ["--demo", "--output_dir", tmp_path / "demo", "--max_train_samples", 64, "--max_eval_samples", 32]
+    code, output, error = run_command(monkeypatch, capsys, glue_command, *arguments, "--disable_tqdm", "true")
+    assert code == 0, error
+    summary = json.loads((tmp_path / "demo/demo.json").read_text())
+    assert set(summary["rows"]) == {"token routing", "merged, folded", "merged, stock LoRA on base"}
+    assert "| token routing" in output and (tmp_path / "demo/demo.png").read_bytes()[:4] == b"\x89PNG"
+    files = (tmp_path / "demo-data/train.jsonl", tmp_path / "demo-data/validation.jsonl")
+    train, validation = (set(file.read_text().splitlines()) for file in files)
+    assert len(validation) == 1000 and len(train) > 7400 and not train & validation
 
 
 def test_pairs_regression_and_expert_mixing(monkeypatch, capsys, workplace):
@@ -267,6 +365,10 @@ def test_a_configuration_alone_starts_from_random_weights_and_says_so(
         (["--expert_mixing", "mean"], "--expert_mixing mean is not allowed"),
         (["--merge_after", "mean"], "--merge_after mean is not allowed"),
         (["--train_file", "{tmp}/nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["--merge_after", "0.5,0.5"], "must be 4 numbers"),
+        (["--merge_after", "calibration"], "--merge_after calibration is not allowed"),
+        (["--metric_for_best_model", "bleu"], "--metric_for_best_model bleu is not allowed"),
+        (["--max_train_samples", "0"], "--max_train_samples 0 is not allowed"),
         (["--resume_from_checkpoint", "{tmp}/model"], "is not a checkpoint"),
         (["--output_dir", "{tmp}/train.jsonl"], "is a file"),
         (["--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),

@@ -37,8 +37,8 @@ def sentences(nano_tokenizer):
     return Dataset.from_dict({name: column.tolist() for name, column in masked.items()})
 
 
-def masked_lm_trainer(folder, sentences, tokenizer, **changes) -> Trainer:
-    set_seed(0)
+def masked_lm_trainer(folder, sentences, tokenizer, model_seed=0, **changes) -> Trainer:
+    set_seed(model_seed)
     model = ModernALBERTForMaskedLM(tiny_config(vocab_size=30522, pad_token_id=0))
     defaults = {
         "output_dir": str(folder),
@@ -76,8 +76,9 @@ def test_training_lowers_the_loss_and_resume_continues_the_same_curve(tmp_path, 
     assert "AutoModelForTokenClassification" in json.loads((checkpoint / "config.json").read_text())["auto_map"]
     assert type(AutoModelForMaskedLM.from_pretrained(checkpoint)) is ModernALBERTForMaskedLM
 
-    resumed = masked_lm_trainer(tmp_path / "resumed", sentences, nano_tokenizer)
+    resumed = masked_lm_trainer(tmp_path / "resumed", sentences, nano_tokenizer, model_seed=1)
     resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 12
     for step in range(7, 13):
         assert losses(resumed)[step] == pytest.approx(curve[step], abs=1e-5)
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()):

@@ -64,8 +64,10 @@ def read_rows(file: str) -> list[tuple[str, dict]]:
 
 def _read_csv(file: str, delimiter: str) -> list[tuple[str, dict]]:
     rows = []
-    with open(file, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
+    with open(file, encoding="utf-8-sig", newline="") as handle:
+        # Tab-separated files, GLUE's among them, hold quotes as they are.
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.DictReader(handle, delimiter=delimiter, quoting=quoting, strict=True)
         while True:
             start = reader.line_num + 1
             try:
@@ -80,7 +82,7 @@ def _read_csv(file: str, delimiter: str) -> list[tuple[str, dict]]:
 
 
 def _read_json(file: str) -> list[tuple[str, dict]]:
-    text = Path(file).read_text(encoding="utf-8")
+    text = Path(file).read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         try:
             rows = [(f"{file}, entry {i}", row) for i, row in enumerate(json.loads(text))]
@@ -130,7 +132,7 @@ def infer_task(file: str, label_column: str = "label", text_columns: str | None 
             raise UserError(f"--text_columns {text_columns} is not allowed: one or two of {', '.join(first)}.")
     values = []
     for place, row in rows:
-        if row.get(label_column) is None:
+        if _is_missing(row.get(label_column)):
             raise UserError(f"{place}: no value in column {label_column!r}.")
         values.append(row[label_column])
     numbers = [_as_number(value) for value in values]
@@ -171,10 +173,12 @@ def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
                 raise UserError(f"{place}: {said}.")
             columns[target].append(row[name])
         label = row.get(task.label_column)
-        if not with_labels and (label is None or _as_number(label) == -1):
+        if not with_labels and (_is_missing(label) or _as_number(label) == -1):
             continue
-        if label is None:
+        if task.label_column not in row:
             raise UserError(f"{place}: no column {task.label_column!r}; there are {', '.join(map(str, row))}.")
+        if _is_missing(label):
+            raise UserError(f"{place}: no value in column {task.label_column!r}.")
         labels.append(_label_value(task, label, place))
     if len(labels) == len(columns["text"]):
         columns["label"] = labels
@@ -207,3 +211,8 @@ def _as_number(value) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if number == number and abs(number) != float("inf") else None
+
+
+def _is_missing(label) -> bool:
+    """None, an empty cell, or the NaN that tables put in place of nothing."""
+    return label is None or label == "" or label != label
