@@ -11,21 +11,43 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Trainer that evaluates rows of like length together and returns predictions in the order of the rows."""
+"""A Trainer that puts rows of like length together, resumes exactly, and predicts in the order of the rows."""
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """
+    transformers' sampler with an order that follows from seed and epoch alone.
+
+    The original draws from the global random state as it is when the epoch starts, which a run resumed in the middle of
+    that epoch does not have: it would see other rows.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 class LengthGroupedTrainer(Trainer):
     """
     Trainer for tokenised data sets, padded batch by batch.
 
-    With `train_sampling_strategy="group_by_length"` Trainer draws evaluation batches in a random order of lengths, so
-    that predictions no longer match their rows. Here evaluation goes through the rows from the longest to the
+    With `train_sampling_strategy="group_by_length"` Trainer's own order of training rows cannot be resumed, and its
+    evaluation batches come in a random order too, so that predictions no longer match their rows. Here evaluation goes through the rows from the longest to the
     shortest, and `predict` puts its arrays back in the order of the rows.
     """
 
@@ -44,6 +66,14 @@ class LengthGroupedTrainer(Trainer):
             return values if values is None else values[place]
 
         return PredictionOutput(restore(output.predictions), restore(output.label_ids), output.metrics)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochLengthGroupedSampler(batch_size, [len(ids) for ids in data["input_ids"]], seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(eval_dataset)
