@@ -47,8 +47,9 @@ class LengthGroupedTrainer(Trainer):
     Trainer for tokenised data sets, padded batch by batch.
 
     With `train_sampling_strategy="group_by_length"` Trainer's own order of training rows cannot be resumed, and its
-    evaluation batches come in a random order too, so that predictions no longer match their rows. Here evaluation goes through the rows from the longest to the
-    shortest, and `predict` puts its arrays back in the order of the rows.
+    evaluation batches come in a random order too, so that predictions no longer match their rows. Here the order of
+    training rows follows from seed and epoch; evaluation goes from the longest row to the shortest, and `predict` puts
+    its arrays back in the order of the rows.
     """
 
     def evaluate(self, eval_dataset: Dataset | None = None, **kwargs) -> dict[str, float]:
