@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import torch
+from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 import modernalbert
 from modernalbert import ModernALBERTConfig
@@ -54,6 +55,15 @@ def tiny_model(model_class, dtype: torch.dtype = torch.float32, seed: int = 0, s
     if attention is not None:
         config._attn_implementation = attention
     return randomise(model_class(config), seed, std).to(dtype).eval()
+
+
+def tiny_modernbert(**changes) -> ModernBertForMaskedLM:
+    """transformers' model of the same shape, randomised, in evaluation mode."""
+    attention = changes.pop("attn_implementation", "sdpa")
+    fields = {name: value for name, value in TINY.items() if hasattr(ModernBertConfig, name)}
+    config = ModernBertConfig(**(fields | changes))
+    config._attn_implementation = attention
+    return randomise(ModernBertForMaskedLM(config)).eval()
 
 
 def run_command(monkeypatch, capsys, command, *arguments) -> tuple[int, str, str]:

@@ -3,8 +3,7 @@
 
 import pytest
 import torch
-from small_models import randomise, tiny_config, tiny_model
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from small_models import tiny_config, tiny_model, tiny_modernbert
 
 from modernalbert import (
     ModernALBERTForMaskedLM,
@@ -30,26 +29,6 @@ HEADS = (
 )
 
 
-def modernbert(**changes) -> ModernBertForMaskedLM:
-    fields = {
-        "vocab_size": 120,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "intermediate_size": 40,
-        "num_hidden_layers": 6,
-        "local_attention": 8,
-    }
-    attention = changes.pop("attn_implementation", "sdpa")
-    config = ModernBertConfig(**(fields | changes))
-    config._attn_implementation = attention
-    return randomise(ModernBertForMaskedLM(config)).eval()
-
-
 def padded(side: str, lengths=(13, 20, 7)) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Ids and mask of a padded batch, and its sequences."""
     sequences = [torch.randint(3, 120, (length,)) for length in lengths]
@@ -66,7 +45,7 @@ def padded(side: str, lengths=(13, 20, 7)) -> tuple[torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("layer_types", [None, LOCAL_GLOBAL, ["full_attention"] * 6])
 def test_equals_modernbert(attention, side, layer_types):
-    teacher = modernbert(layer_types=layer_types, attn_implementation=attention)
+    teacher = tiny_modernbert(layer_types=layer_types, attn_implementation=attention)
     student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
     student.set_attn_implementation(attention)
     assert student.config.group_depth == 1 and student.config.skip_first_attn_norm
@@ -77,7 +56,7 @@ def test_equals_modernbert(attention, side, layer_types):
 
 
 def test_equals_modernbert_with_biases_and_hidden_states():
-    teacher = modernbert(norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True)
+    teacher = tiny_modernbert(norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True)
     student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
     ids, mask, _ = padded("right")
     expected = teacher(ids, mask, output_hidden_states=True).hidden_states

@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from small_models import randomise
-from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel
+from small_models import tiny_modernbert
+from transformers import ModernBertModel
 
 from modernalbert import upcycle_modernbert
 from modernalbert.upcycle import config_from_modernbert, factorise_embedding, teacher_layers_of_groups
@@ -15,20 +15,7 @@ IDS = torch.arange(3, 39).view(2, 18)
 
 @pytest.fixture
 def teacher():
-    config = ModernBertConfig(
-        vocab_size=120,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        cls_token_id=1,
-        sep_token_id=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        intermediate_size=40,
-        num_hidden_layers=6,
-        local_attention=8,
-    )
-    return randomise(ModernBertForMaskedLM(config)).eval()
+    return tiny_modernbert()
 
 
 def test_layer_maps():
