@@ -228,6 +228,25 @@ def flash_sequence_arguments(sequences: torch.Tensor) -> dict:
 # --- the encoder -----------------------------------------------------------------------------------------------------
 
 
+class EmbeddingProjection(nn.Module):
+    """
+    The second factor of the embedding, (d, e), used in both directions.
+
+    Both are calls of this module: what hooks into modules to bring their weights (offloading, sharding) sees each. It
+    is no `nn.Linear`, because adapters put on every linear layer could not follow it backwards.
+    """
+
+    def __init__(self, embedding_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, embedding_size))
+        # Keeps the scale an embedding of full width would have (our decision).
+        self.init_std = embedding_size**-0.5
+
+    def forward(self, x: torch.Tensor, back: bool = False) -> torch.Tensor:
+        """(..., e) -> (..., d), or back for the tied decoder: (..., d) -> (..., e)."""
+        return x @ self.weight if back else x @ self.weight.t()
+
+
 class ModernALBERTEmbeddings(nn.Module):
     """Token embedding of width e, projected to d where it is factorised, and normalised."""
 
@@ -237,26 +256,12 @@ class ModernALBERTEmbeddings(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.projection = None
         if config.embedding_size is not None:
-            self.projection = nn.Linear(width, config.hidden_size, bias=False)
-            # Keeps the scale an embedding of full width would have (our decision).
-            self.projection.init_std = width**-0.5
+            self.projection = EmbeddingProjection(width, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         self.drop = nn.Dropout(config.embedding_dropout)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        hidden_states: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d).
-
-        Or back: states (..., d) -> (..., e), for the tied decoder. It is a call of this module, so that whatever hooks
-        into modules to bring their weights (offloading, sharding) sees it.
-        """
-        if hidden_states is not None:
-            return hidden_states if self.projection is None else hidden_states @ self.projection.weight
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d)."""
         embeddings = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.projection is not None:
             embeddings = self.projection(embeddings)
@@ -403,7 +408,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
 
         It acts on leaves alone: for code outside transformers, modules that own no parameter are not visited.
         """
-        if isinstance(module, (nn.Linear, nn.Embedding, MoLRouter)):
+        if isinstance(module, (nn.Linear, nn.Embedding, EmbeddingProjection, MoLRouter)):
             std = getattr(module, "init_std", self.config.initializer_range)
             cutoff = std * (self.config.initializer_cutoff_factor or 3)
             init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cutoff, b=cutoff)
@@ -674,7 +679,10 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
 
     def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Token states (..., d) -> logits (..., V)."""
-        return self.decoder(self.model.embeddings(hidden_states=self.head(hidden_states)))
+        hidden_states = self.head(hidden_states)
+        if self.model.embeddings.projection is not None:
+            hidden_states = self.model.embeddings.projection(hidden_states, back=True)
+        return self.decoder(hidden_states)
 
     @can_return_tuple
     def forward(

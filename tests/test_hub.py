@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import disk_offload
 from safetensors.torch import load_file
 from small_models import randomise, run_command, tiny_config, tiny_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -226,6 +227,16 @@ def test_loading_keeps_an_idle_router_frozen(tmp_path, mixing):
     model = ModernALBERTForMaskedLM.from_pretrained(tmp_path, expert_mixing=mixing)
     routers = [p for name, p in model.named_parameters() if "router" in name]
     assert len(routers) == 2 and all(p.requires_grad == (mixing == "token") for p in routers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("embedding_size", [16, None])
+def test_offloaded_weights_are_brought_for_every_use(tmp_path, embedding_size):
+    model = tiny_model(ModernALBERTForMaskedLM, embedding_size=embedding_size)
+    expected = model(IDS).logits
+    disk_offload(model, tmp_path, execution_device="cpu")
+    assert model.head.dense.weight.device.type == "meta"
+    torch.testing.assert_close(model(IDS).logits, expected)
 
 
 def test_from_config_and_meta_loading():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from small_models import run_command, tiny_model
 
@@ -177,6 +178,13 @@ def test_last_position_keeps_one_expert_without_a_router(tmp_path):
 def test_bad_arguments(arguments, said):
     with pytest.raises(ValueError, match=said):
         merge_experts(tiny_model(ModernALBERTModel), **arguments)
+
+
+def test_stock_lora_on_every_linear_layer_trains():
+    model = get_peft_model(tiny_model(ModernALBERTForMaskedLM), LoraConfig(r=2, target_modules="all-linear"))
+    model.train()(IDS, labels=IDS).loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    assert any("attn.Wqkv.lora_B" in name for name in trained) and not any("embeddings" in name for name in trained)
 
 
 def test_only_a_mixture_of_loras_can_be_merged():
