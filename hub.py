@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -150,10 +151,18 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
 
 
 def push_folder(folder: Path, hub_model_id: str, path_in_repo: str = ".") -> None:
-    """Upload a folder to a model repository on the Hub, which is created if needed."""
+    """
+    Upload a folder to a model repository on the Hub, which is created if needed.
+
+    Raises:
+        UserError: the Hub cannot be reached, or does not let this user write there.
+    """
     api = HfApi()
-    api.create_repo(hub_model_id, exist_ok=True)
-    api.upload_folder(repo_id=hub_model_id, folder_path=folder, path_in_repo=path_in_repo)
+    try:
+        api.create_repo(hub_model_id, exist_ok=True)
+        api.upload_folder(repo_id=hub_model_id, folder_path=folder, path_in_repo=path_in_repo)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"{folder} is written, but not uploaded to {hub_model_id}: {first_sentence(error)}") from None
 
 
 @dataclass
