@@ -280,21 +280,9 @@ def masked_mol(
         for start in range(0, x.shape[0], CPU_TOKEN_BLOCK):
             rows = slice(start, start + CPU_TOKEN_BLOCK)
             block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
-            outputs.append(
-                _masked_block(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks)
-            )
+            outputs.append(masked_mol(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
         return torch.cat(outputs)
-    return _masked_block(x, routing_weights, experts_index, ffn, experts, masks)
 
-
-def _masked_block(
-    x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
-    ffn: FFN,
-    experts: Experts,
-    masks: DropoutMasks,
-) -> torch.Tensor:
     num_experts, rank, _ = experts.A_in.shape
     linear = nn.functional.linear
     A_in, A_out = experts.A_in.flatten(0, 1), experts.A_out.flatten(0, 1)  # (E r, d), (E r, f)
