@@ -70,7 +70,8 @@ def run_demo(model_arguments, data_arguments, training_arguments: TrainingArgume
     heeded. Writes to the output
     folder what `run_glue.run_task` writes, `demo.json`, `demo.md` and `demo.png`.
     """
-    from modernalbert.run_glue import has_no_weights, run_task, tokenize
+    from modernalbert.run_glue import run_task, tokenize
+    from modernalbert.training.run_folder import has_no_weights
 
     if training_arguments.output_dir in (None, TrainingArguments().output_dir):
         training_arguments.output_dir = OUTPUT_DIR

@@ -25,7 +25,6 @@ folder; run again after an interruption, it continues from the last checkpoint.
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,7 +45,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
@@ -54,13 +52,20 @@ from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_origi
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
 from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
+from modernalbert.training.run_folder import (
+    EARLIER_RUN,
+    check_output_dir,
+    checkpoint_to_resume,
+    has_no_weights,
+    remove_earlier_run,
+)
 from modernalbert.training.task_files import infer_task, load_task_file
 
 
 logger = logging.getLogger("run_glue")
 
 # What a run leaves in its output folder beside the model's files, and may delete there.
-EARLIER_RUN = ("checkpoint-*", "*_results.json", "predictions_*.jsonl", "trainer_state.json", "merged")
+RUN_FILES = (*EARLIER_RUN, "predictions_*.jsonl", "merged")
 # Rows on which a merge measures its errors; the metrics are measured on all.
 MERGE_CALIBRATION_ROWS = 256
 
@@ -282,50 +287,7 @@ def check_merge(weights: str | None, model: PreTrainedModel, has_validation: boo
     return parsed
 
 
-def has_no_weights(folder: Path) -> bool:
-    """Whether it is a local folder with a configuration and nothing to load."""
-    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
-    return (folder / "config.json").is_file() and not any((folder / weights).is_file() for weights in names)
-
-
 # --- the run ---------------------------------------------------------------------------------------------------------
-
-
-def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
-    """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file.")
-    if resume is not None and resume.lower() not in ("true", "false"):
-        if not (Path(resume) / "trainer_state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
-    elif (folder / "all_results.json").is_file() and not overwrite:
-        raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
-
-
-def remove_earlier_run(folder: Path) -> None:
-    """Delete an earlier run's checkpoints and results, and nothing else that may lie in the folder."""
-    for pattern in EARLIER_RUN:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
-    """The checkpoint named, else the newest whole one in the folder, if there is one."""
-    if resume is not None and resume.lower() not in ("true", "false"):
-        return resume
-    if (resume or "true").lower() == "false":
-        return None
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for checkpoint in checkpoints:
-        # Trainer writes its state last.
-        if (checkpoint / "trainer_state.json").is_file():
-            logger.warning(f"Continuing from {checkpoint}.")
-            return str(checkpoint)
-        logger.warning(f"{checkpoint} was cut off while it was written: passed over.")
-    return None
 
 
 def make_trainer(
@@ -408,7 +370,7 @@ def run_task(
     model, tokenizer, task_of_model = load_classifier(model_arguments, task, training_arguments.do_train)
     merge_weights = check_merge(model_arguments.merge_after, model, bool(validation_splits))
     if overwrite and training_arguments.process_index == 0:
-        remove_earlier_run(output_dir)
+        remove_earlier_run(output_dir, RUN_FILES)
     # The first process first: the others must find the folder as it leaves it.
     with training_arguments.main_process_first(local=False):
         checkpoint = checkpoint_to_resume(output_dir, resume)

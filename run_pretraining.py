@@ -1,0 +1,546 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Pretrain a ModernALBERT by masked words and by distillation from a teacher.
+
+    python run_pretraining.py configs/pretraining/nano.json
+    python run_pretraining.py --model_name_or_path M --train_sources a.jsonl b.parquet --output_dir O --max_steps 1000
+    python run_pretraining.py --model_name_or_path M --teacher_name_or_path T --hidden_weight 1 --pooled_weight 1 \\
+        --train_sources user/dataset:config:split --streaming --output_dir O --max_steps 1000
+    accelerate launch --config_file configs/accelerate/ddp.yaml run_pretraining.py configs/pretraining/tiny.json
+
+Text is tokenised once into a memory-mapped corpus (--prepare_only does that and stops), packed into rows without
+cross-talk, and masked anew each time it is read. Run again after an interruption, it continues from the last checkpoint
+with exactly the rows that would have come. Takes all of transformers' TrainingArguments.
+
+A decay branch from any checkpoint of the stable phase is the same command with --resume_from_checkpoint CHECKPOINT, a
+new --output_dir and --max_steps, of which the last --decay_steps decay.
+"""
+
+import json
+import logging
+import math
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch.utils.data import Dataset, IterableDataset
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
+from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
+from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
+from modernalbert.training.packed_rows import Masking, PackedRows, StreamedRows
+from modernalbert.training.pretraining_trainer import PretrainingTrainer
+from modernalbert.training.run_folder import (
+    EARLIER_RUN,
+    check_output_dir,
+    checkpoint_to_resume,
+    has_no_weights,
+    remove_earlier_run,
+)
+from modernalbert.training.tokenized_corpus import TokenizedCorpus, load_texts, prepare_corpus
+
+
+logger = logging.getLogger("run_pretraining")
+
+RUN_FILES = (*EARLIER_RUN, "distillation.safetensors")
+# Fields whose difference makes a checkpoint one of another model.
+SHAPE_FIELDS = (
+    "vocab_size embedding_size hidden_size intermediate_size mol_intermediate_size num_hidden_layers group_depth "
+    "num_attention_heads ffn_modulation mol_groups num_experts lora_rank"
+).split()
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelArguments:
+    """Student and teacher."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The student: folder or Hub name. A folder with a configuration only starts from random weights; "
+            "upcycle.py writes one that starts from the teacher's."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "If not the student's."})
+    teacher_name_or_path: str | None = field(default=None, metadata={"help": "The model to distil from."})
+    teacher_dtype: str = field(
+        default="auto", metadata={"help": "float32, bfloat16, float16, or auto: bfloat16 on a GPU, float32 on a CPU."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Of the student: eager, sdpa, flex_attention or flash_attention_2."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
+
+
+@dataclass
+class DataArguments:
+    """Text, and how it becomes rows."""
+
+    train_sources: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files (txt, json, jsonl, parquet) or Hub data sets as name[:config[:split]]; each a source."
+        },
+    )
+    source_weights: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Share of each source in the tokens; default: in proportion to its size."},
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Held-out text."})
+    text_column: str = field(default="text", metadata={"help": "Where the text is in json, jsonl and parquet."})
+    corpus_dir: str | None = field(
+        default=None, metadata={"help": "The tokenised corpus; prepared if it is not there. Default: in --output_dir."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Tokenise on the way instead of preparing a corpus."})
+    prepare_only: bool = field(default=False, metadata={"help": "Prepare the corpus and stop."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longer texts are cut into sequences of this length."})
+    row_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a packed row; default: --max_seq_length. A batch has so many rows."}
+    )
+    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens to predict."})
+    masked_sequence_share: float = field(
+        default=1.0, metadata={"help": "Share of the sequences masked at all; the others serve distillation alone."}
+    )
+    whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word or none."})
+    max_eval_rows: int = field(default=256, metadata={"help": "Rows of held-out text to evaluate on at most."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+    )
+
+
+@dataclass
+class DistillationArguments:
+    """The loss: weights of its terms. Without a teacher it is the masked language model alone."""
+
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language model."})
+    logits_weight: float = field(default=0.0, metadata={"help": "Weight of the KL divergence of logits."})
+    temperature: float = field(default=1.0, metadata={"help": "Of both distributions in that divergence."})
+    logits_positions: str = field(default="masked", metadata={"help": "Where logits are compared: masked or all."})
+    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the distance between hidden states."})
+    hidden_loss: str = field(default="cosine", metadata={"help": "That distance: cosine or mse."})
+    layer_map: str | None = field(
+        default=None,
+        metadata={"help": "Pairs student:teacher, as 0:0,2:4,6:12 (0 = embeddings); default: evenly, ends included."},
+    )
+    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of mean-pooled sequences."})
+    teacher_input: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the teacher reads: masked or clean. Default: masked if logits are compared, else clean."
+        },
+    )
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with defaults that suit pretraining."""
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
+    decay_steps: float = field(default=0.1, metadata={"help": "Final decay: a share of all steps below 1, or steps."})
+    decay_type: str = field(default="1-sqrt", metadata={"help": "Form of the decay: 1-sqrt, linear or cosine."})
+    lr_scheduler_type: str = field(
+        default="warmup_stable_decay", metadata={"help": "warmup_stable_decay, or any schedule of transformers."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Of matrices; not of norms and biases."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps or no."})
+    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between evaluations."})
+    save_steps: float = field(default=1000, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    peak_tflops: float | None = field(
+        default=None, metadata={"help": "Of one device in the dtype of training (989 for an H100 in bf16): logs MFU."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
+    )
+    report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:
+    """Raise a UserError for a number that is not allowed."""
+    for name in ("max_seq_length", "max_eval_rows"):
+        if getattr(data, name) < 1:
+            raise UserError(f"--{name} {getattr(data, name)} is not allowed: it must be at least 1.")
+    for name in ("mlm_probability", "masked_sequence_share"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise UserError(f"--{name} {getattr(data, name)} is not allowed: it must be from 0 to 1.")
+    if data.row_length is not None and data.row_length < data.max_seq_length:
+        raise UserError(
+            f"--row_length {data.row_length} is not allowed: it must be at least --max_seq_length "
+            f"{data.max_seq_length}."
+        )
+    if data.source_weights and len(data.source_weights) != len(data.train_sources):
+        raise UserError(
+            f"--source_weights has {len(data.source_weights)} numbers for {len(data.train_sources)} --train_sources."
+        )
+    if any(weight <= 0 for weight in data.source_weights):
+        raise UserError("--source_weights must be above 0.")
+    if data.streaming and training.max_steps <= 0:
+        raise UserError("--streaming needs --max_steps: a stream has no length.")
+    if data.streaming and data.prepare_only:
+        raise UserError("--streaming and --prepare_only exclude each other.")
+    if training.decay_type not in ("1-sqrt", "linear", "cosine"):
+        raise UserError(f"--decay_type {training.decay_type} is not allowed: it must be 1-sqrt, linear or cosine.")
+
+
+def source_name(source: str, number: int) -> str:
+    """A folder name for a source."""
+    return f"{number:02d}-{Path(source.split(':')[0]).stem}"
+
+
+def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) -> TokenizedCorpus:
+    """The prepared corpus; prepared now, by the first process, if it is not there."""
+    folder = Path(data.corpus_dir or Path(training.output_dir) / "corpus")
+    with training.main_process_first(local=False):
+        if (folder / "corpus.json").is_file():
+            corpus = TokenizedCorpus(folder)
+        elif not data.train_sources:
+            raise UserError("--train_sources is missing, and --corpus_dir holds no prepared corpus.")
+        else:
+            sources = {source_name(source, i): [source] for i, source in enumerate(data.train_sources)}
+            corpus = prepare_corpus(
+                sources, tokenizer, folder, data.max_seq_length, data.text_column, data.preprocessing_num_workers
+            )
+    corpus.check_tokenizer(tokenizer)
+    corpus.check_inputs(data.train_sources, data.max_seq_length)
+    return corpus
+
+
+def rows_of_step(training: PretrainingArguments) -> int:
+    """Rows of one optimizer step over all processes."""
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def training_rows(
+    data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
+) -> Dataset | IterableDataset:
+    """The rows to train on; sets `training.max_steps` from the epochs where it is not given."""
+    row_length = data.row_length or data.max_seq_length
+    if data.streaming:
+        from datasets import interleave_datasets
+
+        streams = [
+            load_texts([source], data.text_column, streaming=True).select_columns([data.text_column]).repeat(None)
+            for source in data.train_sources
+        ]
+        if not streams:
+            raise UserError("--train_sources is missing.")
+        weights = [weight / sum(data.source_weights) for weight in data.source_weights] or None
+        texts = streams[0] if len(streams) == 1 else interleave_datasets(streams, weights, seed=training.seed)
+        return StreamedRows(
+            texts, data.text_column, tokenizer, data.max_seq_length, row_length, masking, seed=training.seed
+        )
+    corpus = open_corpus(data, training, tokenizer)
+    step = rows_of_step(training)
+    rows_in_corpus = corpus.num_tokens / row_length
+    if rows_in_corpus < step:
+        raise UserError(
+            f"the corpus has {corpus.num_tokens:,} tokens, less than one step of {step} rows of {row_length}: "
+            "take more text or smaller batches."
+        )
+    if training.max_steps <= 0:
+        training.max_steps = math.ceil(training.num_train_epochs * rows_in_corpus / step)
+    logger.warning(
+        f"Corpus: {len(corpus):,} sequences, {corpus.num_tokens:,} tokens. {training.max_steps:,} steps of "
+        f"{step} x {row_length} tokens: {training.max_steps * step / rows_in_corpus:.2f} passes."
+    )
+    return PackedRows(
+        corpus,
+        num_rows=training.max_steps * step,
+        row_length=row_length,
+        masking=masking,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=training.seed,
+        source_weights=data.source_weights or None,
+    )
+
+
+def validation_rows(
+    data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
+) -> list[dict[str, torch.Tensor]] | None:
+    """Rows of held-out text, every sequence masked, the same at every evaluation."""
+    if data.validation_file is None:
+        return None
+    texts = load_texts([data.validation_file], data.text_column)
+    rows = StreamedRows(
+        texts,
+        data.text_column,
+        tokenizer,
+        data.max_seq_length,
+        data.row_length or data.max_seq_length,
+        replace(masking, sequence_share=1.0),
+    )
+    rows = list(islice(rows, data.max_eval_rows))
+    if not rows:
+        raise UserError(f"--validation_file {data.validation_file}: there is no text in it.")
+    return rows
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def load_student(arguments: ModelArguments) -> tuple[ModernALBERTForMaskedLM, PreTrainedTokenizerBase]:
+    """The student and its tokenizer."""
+    name = arguments.model_name_or_path
+    if name is None:
+        raise UserError("--model_name_or_path is missing.")
+    try:
+        refuse_original_release(PreTrainedConfig.get_config_dict(name)[0])
+        config = ModernALBERTConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name_or_path or name)
+        if has_no_weights(Path(name)):
+            logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
+            config._attn_implementation = arguments.attn_implementation
+            student = ModernALBERTForMaskedLM(config)
+        else:
+            student = ModernALBERTForMaskedLM.from_pretrained(
+                name, config=config, attn_implementation=arguments.attn_implementation, dtype=torch.float32
+            )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they do not "
+            "belong together."
+        )
+    return student, tokenizer
+
+
+def load_teacher(
+    arguments: ModelArguments, distillation: DistillationConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The teacher, checked against the student's vocabulary."""
+    name = arguments.teacher_name_or_path
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes["auto"] = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
+    if arguments.teacher_dtype not in dtypes:
+        raise UserError(f"--teacher_dtype {arguments.teacher_dtype} is not allowed: it must be {', '.join(dtypes)}.")
+    loader = AutoModelForMaskedLM if distillation.logits_weight else AutoModel
+    try:
+        teacher_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
+        teacher, loading = loader.from_pretrained(
+            name,
+            trust_remote_code=arguments.trust_remote_code,
+            dtype=dtypes[arguments.teacher_dtype],
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"--teacher_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+    if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"the vocabularies of the teacher {name} ({len(teacher_tokenizer)} tokens) and of the student "
+            f"({len(tokenizer)} tokens) differ: nothing can be distilled token by token."
+        )
+    missing = [key for key in loading["missing_keys"] if "position_ids" not in key and "pooler" not in key]
+    if missing:
+        raise UserError(
+            f"the teacher {name} lacks weights ({', '.join(sorted(missing)[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}): it has no trained masked-LM head to distil logits from."
+        )
+    return teacher
+
+
+def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> DistillationConfig:
+    """The loss, checked."""
+    layer_map = None
+    if arguments.layer_map is not None:
+        try:
+            pairs = [pair.split(":") for pair in arguments.layer_map.split(",")]
+            layer_map = tuple((int(student), int(teacher)) for student, teacher in pairs)
+        except ValueError:
+            raise UserError(
+                f"--layer_map {arguments.layer_map} is not allowed: it must be pairs student:teacher, as 0:0,2:4,6:12."
+            ) from None
+    try:
+        config = DistillationConfig(
+            mlm_weight=arguments.mlm_weight,
+            logits_weight=arguments.logits_weight,
+            temperature=arguments.temperature,
+            logits_positions=arguments.logits_positions,
+            hidden_weight=arguments.hidden_weight,
+            hidden_loss=arguments.hidden_loss,
+            layer_map=layer_map,
+            pooled_weight=arguments.pooled_weight,
+        )
+    except ValueError as error:
+        raise UserError(f"--{first_sentence(error)}") from None
+    if config.needs_teacher and not has_teacher:
+        raise UserError("--teacher_name_or_path is missing: a distillation term has a weight.")
+    if has_teacher and not config.needs_teacher:
+        raise UserError("the teacher has nothing to do: give --logits_weight, --hidden_weight or --pooled_weight.")
+    if arguments.teacher_input not in (None, "masked", "clean"):
+        raise UserError(f"--teacher_input {arguments.teacher_input} is not allowed: it must be masked or clean.")
+    if arguments.teacher_input == "clean" and config.logits_weight:
+        raise UserError("--teacher_input clean is not allowed with --logits_weight: the teacher would see the answers.")
+    return config
+
+
+def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None:
+    """Raise a UserError if a checkpoint to continue from is of another model."""
+    if checkpoint is None:
+        return
+    try:
+        theirs = ModernALBERTConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} cannot be resumed: {first_sentence(error)}") from None
+    for name in SHAPE_FIELDS:
+        if getattr(theirs, name) != getattr(config, name):
+            raise UserError(
+                f"{checkpoint} is of another size: {name}={getattr(theirs, name)!r} there, {getattr(config, name)!r} "
+                "here."
+            )
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def set_schedule(training: PretrainingArguments) -> None:
+    """Put the decay into the scheduler's arguments, once the number of steps is known."""
+    if training.lr_scheduler_type == "warmup_stable_decay":
+        share = training.decay_steps
+        steps = math.ceil(share * training.max_steps) if share < 1 else int(share)
+        warmup = training.get_warmup_steps(training.max_steps)
+        if steps + warmup > training.max_steps:
+            raise UserError(
+                f"--decay_steps {share:g} is not allowed: with {warmup} steps of warm-up it is more than --max_steps "
+                f"{training.max_steps}."
+            )
+        training.lr_scheduler_kwargs = {"num_decay_steps": steps, "decay_type": training.decay_type}
+
+
+def pretrain(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    distillation_arguments: DistillationArguments,
+    training_arguments: PretrainingArguments,
+) -> dict[str, float]:
+    """
+    Prepare, train, evaluate and save.
+
+    Returns:
+        What `all_results.json` holds; empty if only the corpus was to be prepared.
+    """
+    output_dir = Path(training_arguments.output_dir)
+    overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
+    check_numbers(data_arguments, training_arguments)
+    distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
+    check_output_dir(output_dir, overwrite, resume)
+    set_seed(training_arguments.seed)
+    student, tokenizer = load_student(model_arguments)
+    if overwrite and training_arguments.process_index == 0:
+        remove_earlier_run(output_dir, RUN_FILES)
+    with training_arguments.main_process_first(local=False):
+        checkpoint = checkpoint_to_resume(output_dir, resume)
+    check_checkpoint(checkpoint, student.config)
+
+    teacher, layer_map, teacher_width = None, (), None
+    if distillation.needs_teacher:
+        model = load_teacher(model_arguments, distillation, tokenizer).to(training_arguments.device)
+        teacher_width = model.config.hidden_size
+        try:
+            layers = student.config.num_hidden_layers, model.config.num_hidden_layers
+            layer_map = distillation.resolved_layer_map(*layers) if distillation.hidden_weight else ()
+        except ValueError as error:
+            raise UserError(f"--{first_sentence(error)}") from None
+        teacher = Teacher(model, distillation, layer_map)
+    try:
+        masking = Masking.for_tokenizer(
+            tokenizer,
+            data_arguments.mlm_probability,
+            data_arguments.masked_sequence_share,
+            data_arguments.whole_word_masking,
+        )
+    except ValueError as error:
+        raise UserError(first_sentence(error)) from None
+    validation = validation_rows(data_arguments, training_arguments, tokenizer, masking)
+    if data_arguments.prepare_only:
+        corpus = open_corpus(data_arguments, training_arguments, tokenizer)
+        logger.warning(f"{corpus.folder}: {len(corpus):,} sequences, {corpus.num_tokens:,} tokens.")
+        return {}
+    rows = training_rows(data_arguments, training_arguments, tokenizer, masking)
+    set_schedule(training_arguments)
+    if validation is None:
+        training_arguments.eval_strategy = "no"
+
+    trainer = PretrainingTrainer(
+        model=DistilledStudent(student, distillation, layer_map, teacher_width),
+        args=training_arguments,
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        teacher=teacher,
+        teacher_sees_masks=(
+            distillation_arguments.teacher_input or ("masked" if distillation.logits_weight else "clean")
+        )
+        == "masked",
+        peak_tflops=training_arguments.peak_tflops,
+    )
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    results = dict(outcome.metrics)
+    trainer.log_metrics("train", outcome.metrics)
+    if validation is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        results |= metrics
+    if trainer.is_world_process_zero():
+        # Written last: its presence says that the run is complete.
+        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    return results
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        ModelArguments, DataArguments, DistillationArguments, PretrainingArguments, description=__doc__
+    )
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    pretrain(*arguments)
+
+
+def command() -> None:
+    """Entry point of `modernalbert-pretrain`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

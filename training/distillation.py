@@ -1,0 +1,353 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What a student learns from: masked words, and a teacher's logits, hidden states and sentence embeddings.
+
+`DistilledStudent` holds what is trained, the student and projections between widths; `Teacher` runs the frozen model.
+Both work on packed rows and agree on one order: the real tokens of a batch, row after row, and its sequences likewise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, sequence_indices
+
+
+HIDDEN_LOSSES = ("cosine", "mse")
+LOGITS_POSITIONS = ("masked", "all")
+# Share of a teacher's batch that may be padding before it is split by length.
+TEACHER_PADDING = 0.25
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """
+    Terms of the loss and their weights; a term of weight 0 is not computed. All terms are our decision: the paper's are
+    not public.
+
+    Attributes:
+        mlm_weight: Of the masked-LM cross-entropy, averaged over masked tokens.
+        logits_weight: Of T^2 KL(teacher || student) of the vocabulary distributions at temperature T.
+        temperature: T.
+        logits_positions: "masked" tokens or "all".
+        hidden_weight: Of the distance between hidden states, averaged over tokens and pairs of layers.
+        hidden_loss: "cosine" is 1 - cosine; "mse" is the mean squared difference.
+        layer_map: Pairs (student state, teacher state), 0 the embeddings, N the output; None pairs them evenly,
+            embeddings with embeddings and output with output.
+        pooled_weight: Of 1 - cosine between mean-pooled outputs of each sequence.
+    """
+
+    mlm_weight: float = 1.0
+    logits_weight: float = 0.0
+    temperature: float = 1.0
+    logits_positions: str = "masked"
+    hidden_weight: float = 0.0
+    hidden_loss: str = "cosine"
+    layer_map: tuple[tuple[int, int], ...] | None = None
+    pooled_weight: float = 0.0
+
+    def __post_init__(self):
+        for name in ("mlm_weight", "logits_weight", "hidden_weight", "pooled_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed: it must be at least 0.")
+        if not self.mlm_weight and not self.needs_teacher:
+            raise ValueError("mlm_weight=0 is not allowed without a distillation term: there is nothing to learn from.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} is not allowed: it must be above 0.")
+        for name, allowed in (("logits_positions", LOGITS_POSITIONS), ("hidden_loss", HIDDEN_LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not allowed: it must be {' or '.join(map(repr, allowed))}."
+                )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.logits_weight or self.hidden_weight or self.pooled_weight)
+
+    def resolved_layer_map(self, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
+        """
+        The pairs of states for a student of N and a teacher of L layers.
+
+        Raises:
+            ValueError: a pair names a state that one of the two does not have.
+        """
+        if self.layer_map is None:
+            pairs = min(student_layers, teacher_layers)
+            return tuple(
+                (round(i * student_layers / pairs), round(i * teacher_layers / pairs)) for i in range(pairs + 1)
+            )
+        for student, teacher in self.layer_map:
+            if not (0 <= student <= student_layers and 0 <= teacher <= teacher_layers):
+                raise ValueError(
+                    f"layer_map pair {student}:{teacher} is not allowed: the student's states are 0 to "
+                    f"{student_layers}, the teacher's 0 to {teacher_layers}."
+                )
+        return self.layer_map
+
+
+class TeacherOutputs(NamedTuple):
+    """
+    For a batch with T real tokens in S sequences.
+
+    Attributes:
+        hidden_states: Per pair of the layer map, (T, d_t).
+        pooled: (S, d_t).
+        logits: (T or number of masked tokens, V).
+    """
+
+    hidden_states: tuple[torch.Tensor, ...] = ()
+    pooled: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+def sequence_numbers(position_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The sequence each real token of packed rows belongs to, counted through the batch: (T,), from 0."""
+    within_row = sequence_indices(position_ids, attention_mask)
+    if within_row is None:
+        within_row = torch.zeros_like(position_ids)
+    rows = torch.arange(position_ids.shape[0], device=position_ids.device)[:, None]
+    keys = (rows * position_ids.shape[1] + within_row)[attention_mask.bool()]
+    return torch.unique_consecutive(keys, return_inverse=True)[1]
+
+
+def mean_pool(states: torch.Tensor, sequences: torch.Tensor, num_sequences: int) -> torch.Tensor:
+    """(T, d) and (T,) -> (S, d), the mean of each sequence's tokens, special ones included, in at least float32."""
+    states = states.float() if states.dtype in (torch.float16, torch.bfloat16) else states
+    sums = states.new_zeros(num_sequences, states.shape[-1]).index_add_(0, sequences, states)
+    counts = torch.bincount(sequences, minlength=num_sequences)
+    return sums / counts[:, None]
+
+
+class Teacher:
+    """
+    A frozen encoder that answers for packed rows.
+
+    Any transformers encoder will do: the sequences are taken out of their rows, brought into a few batches of like
+    length, and their outputs put back.
+
+    Args:
+        model: With a masked-LM head if logits are wanted.
+        config: Which outputs are wanted.
+        layer_map: As resolved.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: DistillationConfig, layer_map: Sequence[tuple[int, int]]):
+        self.model = model.eval().requires_grad_(False)
+        self.config, self.layer_map = config, layer_map
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+    ) -> TeacherOutputs:
+        """Arguments (rows, length) of packed rows; `labels` says which logits are wanted."""
+        real = attention_mask.bool()
+        sequences = sequence_numbers(position_ids, attention_mask)
+        num_sequences = int(sequences[-1]) + 1
+        ids = input_ids[real]
+        wanted = torch.ones_like(ids, dtype=torch.bool)
+        if self.config.logits_weight and self.config.logits_positions == "masked":
+            wanted = labels[real] != -100
+        lengths = torch.bincount(sequences, minlength=num_sequences)
+        starts = lengths.cumsum(0) - lengths
+
+        teacher_states = sorted({teacher for _, teacher in self.layer_map}) if self.config.hidden_weight else []
+        hidden: dict[int, torch.Tensor] = {}
+        pooled, logits = None, None
+        for members in batches_by_length(lengths.tolist()):
+            members = torch.tensor(members, device=ids.device)
+            columns = torch.arange(int(lengths[members].max()), device=ids.device)
+            mask = columns < lengths[members, None]
+            places = (starts[members, None] + columns)[mask]
+            padded = ids.new_zeros(mask.shape).masked_scatter_(mask, ids[places])
+            outputs, last = self._run(padded, mask)
+            if self.config.hidden_weight:
+                for state in teacher_states:
+                    values = outputs.hidden_states[state][mask]
+                    hidden.setdefault(state, values.new_empty(len(ids), values.shape[-1]))[places] = values
+            if self.config.pooled_weight:
+                means = (last * mask[..., None]).float().sum(1) / mask.sum(1, keepdim=True)
+                pooled = means.new_empty(num_sequences, means.shape[-1]) if pooled is None else pooled
+                pooled[members] = means
+            if self.config.logits_weight:
+                values = outputs.logits[mask]
+                logits = values.new_empty(len(ids), values.shape[-1]) if logits is None else logits
+                logits[places] = values
+        return TeacherOutputs(
+            hidden_states=tuple(hidden[teacher] for _, teacher in self.layer_map) if hidden else (),
+            pooled=pooled,
+            logits=None if logits is None else logits[wanted],
+        )
+
+    def _run(self, input_ids: torch.Tensor, mask: torch.Tensor):
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            output_hidden_states=bool(self.config.hidden_weight or self.config.logits_weight),
+            return_dict=True,
+        )
+        last = getattr(outputs, "last_hidden_state", None)
+        return outputs, outputs.hidden_states[-1] if last is None else last
+
+
+def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in batches of like length, each with at most `TEACHER_PADDING` of padding."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    tokens = 0
+    for i in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or tokens + lengths[i] < (1 - TEACHER_PADDING) * longest * (len(batches[-1]) + 1):
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += lengths[i]
+    return batches
+
+
+class DistilledStudent(nn.Module):
+    """
+    A student and the projections to its teacher's width, if that differs: all that training changes.
+
+    Args:
+        student: What is trained and saved.
+        config: The terms of the loss.
+        layer_map: As resolved.
+        teacher_width: d_t; None without a teacher.
+    """
+
+    def __init__(
+        self,
+        student: ModernALBERTForMaskedLM,
+        config: DistillationConfig,
+        layer_map: Sequence[tuple[int, int]] = (),
+        teacher_width: int | None = None,
+    ):
+        super().__init__()
+        self.student, self.distillation, self.layer_map = student, config, tuple(layer_map)
+        width = student.config.hidden_size
+        names = [str(i) for i in range(len(self.layer_map))] if config.hidden_weight else []
+        names += ["pooled"] if config.pooled_weight else []
+        self.projections = nn.ModuleDict()
+        if teacher_width not in (None, width):
+            for name in names:
+                self.projections[name] = nn.Linear(width, teacher_width, bias=False)
+
+    @property
+    def config(self):
+        """The student's: Trainer asks its model for it."""
+        return self.student.config
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def project(self, name: str, states: torch.Tensor) -> torch.Tensor:
+        return self.projections[name](states) if name in self.projections else states
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        teacher_outputs: TeacherOutputs | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            input_ids, position_ids, attention_mask, labels: (rows, length) of packed rows.
+            teacher_outputs: Of the same rows.
+
+        Returns:
+            Scalars: "loss", the weighted sum, and each term by itself without its weight ("mlm_loss", "logits_loss",
+            "hidden_loss", "pooled_loss", "aux_loss"), detached; and "router_entropy", the mean over tokens and router
+            calls of the entropy of the routing probabilities, as a share of log E.
+        """
+        config, student = self.distillation, self.student
+        outputs = student.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            output_hidden_states=bool(config.hidden_weight),
+            output_router_logits=True,
+        )
+        real = attention_mask.bool()
+        last = outputs.last_hidden_state[real]
+        masked = labels[real] != -100
+
+        terms: dict[str, torch.Tensor] = {}
+        weights = {"mlm_loss": config.mlm_weight, "aux_loss": 1.0}
+        distils_logits = teacher_outputs is not None and teacher_outputs.logits is not None
+        everywhere = distils_logits and config.logits_positions == "all"
+        if config.mlm_weight or distils_logits:
+            logits = student.decode(last if everywhere else last[masked]).float()
+        if config.mlm_weight:
+            predictions = logits[masked] if everywhere else logits
+            targets = labels[real][masked]
+            # A batch without a mask has no loss, but the decoder's weights are part of the graph.
+            terms["mlm_loss"] = nn.functional.cross_entropy(predictions, targets, reduction="sum") / max(
+                1, len(targets)
+            )
+        if distils_logits:
+            weights["logits_loss"] = config.logits_weight
+            terms["logits_loss"] = distillation_kl(logits, teacher_outputs.logits, config.temperature)
+        if teacher_outputs is not None and teacher_outputs.hidden_states:
+            weights["hidden_loss"] = config.hidden_weight
+            distance = cosine_distance if config.hidden_loss == "cosine" else nn.functional.mse_loss
+            terms["hidden_loss"] = torch.stack(
+                [
+                    distance(self.project(str(i), outputs.hidden_states[layer][real]).float(), target.float())
+                    for i, ((layer, _), target) in enumerate(zip(self.layer_map, teacher_outputs.hidden_states))
+                ]
+            ).mean()
+        if teacher_outputs is not None and teacher_outputs.pooled is not None:
+            weights["pooled_loss"] = config.pooled_weight
+            sequences = sequence_numbers(position_ids, attention_mask)
+            pooled = mean_pool(last, sequences, len(teacher_outputs.pooled))
+            terms["pooled_loss"] = cosine_distance(self.project("pooled", pooled), teacher_outputs.pooled.float())
+        if outputs.aux_loss is not None:
+            terms["aux_loss"] = outputs.aux_loss
+
+        result = {"loss": sum(weights[name] * term for name, term in terms.items())}
+        result |= {name: term.detach() for name, term in terms.items()}
+        if outputs.router_logits:
+            result["router_entropy"] = router_entropy(outputs.router_logits, real)
+        return result
+
+
+def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student), averaged over the first dimension: (n, V), (n, V) -> scalar."""
+    student = nn.functional.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = nn.functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2 / max(1, len(student))
+
+
+def cosine_distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 - cosine, averaged: (n, d), (n, d) -> scalar."""
+    return 1 - nn.functional.cosine_similarity(states, targets, dim=-1).mean()
+
+
+@torch.no_grad()
+def router_entropy(router_logits: Sequence[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the routing probabilities over real tokens and router calls, as a share of log E."""
+    log_p = torch.stack(list(router_logits))[:, real].float().log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(-1).mean() / torch.log(torch.tensor(log_p.shape[-1]))

@@ -1,0 +1,197 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Trainer for packed rows and a teacher: computes the terms, logs them with speed and routing, saves the student."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
+
+from .distillation import DistilledStudent, Teacher, TeacherOutputs
+
+
+PROJECTIONS_FILE = "distillation.safetensors"
+STUDENT = "student."
+
+
+class PretrainingTrainer(Trainer):
+    """
+    Trains a `DistilledStudent` on rows of `training/packed_rows.py`, in the order in which they come.
+
+    Every log line of training has the mean of each term since the last one, real tokens per second, the routers'
+    entropy, the smallest and largest share of an expert, and, if the peak is known, the model FLOPs utilisation.
+
+    Args:
+        teacher: Answers for the rows; None without distillation.
+        teacher_sees_masks: Whether it reads the student's masked input or the clean text.
+        peak_tflops: What one device can do at best in the dtype of training, in 10^12 operations per second.
+        kwargs: As Trainer.
+    """
+
+    def __init__(
+        self,
+        *args,
+        teacher: Teacher | None = None,
+        teacher_sees_masks: bool = False,
+        peak_tflops: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, compute_metrics=mean_of_terms(self), **kwargs)
+        self.teacher, self.teacher_sees_masks, self.peak_tflops = teacher, teacher_sees_masks, peak_tflops
+        # Terms are means over a micro-batch; Trainer averages those.
+        self.model_accepts_loss_kwargs = False
+        self._term_sums: dict[str, torch.Tensor] = {}
+        self._evaluated_terms: list[str] = []
+        self._clock = time.perf_counter()
+        self._num_batches = 0
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Rows know their order themselves."""
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        clean = inputs.pop("clean_input_ids")
+        teacher_outputs = None
+        if self.teacher is not None:
+            seen = inputs["input_ids"] if self.teacher_sees_masks else clean
+            teacher_outputs: TeacherOutputs = self.teacher(
+                seen, inputs["position_ids"], inputs["attention_mask"], inputs["labels"]
+            )
+        outputs = model(**inputs, teacher_outputs=teacher_outputs)
+        if model.training:
+            self._count(outputs, inputs)
+        if not return_outputs:
+            return outputs["loss"]
+        # Trainer gathers outputs over rows.
+        rows = len(inputs["input_ids"])
+        terms = {name: term.expand(rows) for name, term in outputs.items() if name != "loss"}
+        self._evaluated_terms = list(terms)
+        return outputs["loss"], {"loss": outputs["loss"], **terms}
+
+    # --- logging
+
+    def _count(self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
+        real = inputs["attention_mask"].bool()
+        counts = {
+            "tokens": real.sum(),
+            "sequences": (real & (inputs["position_ids"] == 0)).sum(),
+            "masked": (inputs["labels"] != -100).sum(),
+        }
+        for name, value in (outputs | counts).items():
+            if name != "loss":
+                self._term_sums[name] = self._term_sums.get(name, 0) + value.detach().double()
+        self._num_batches += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._num_batches:
+            logs = logs | self._training_measures()
+        super().log(logs, start_time)
+
+    def _training_measures(self) -> dict[str, float]:
+        """Since the last call, over all processes."""
+        names = list(self._term_sums)
+        sums = torch.stack([self._term_sums[name].float() for name in names])
+        sums = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist()))
+        seconds = time.perf_counter() - self._clock
+        batches = self._num_batches * self.args.world_size
+        tokens, sequences, masked = (sums.pop(name) for name in ("tokens", "sequences", "masked"))
+        measures = {name: total / batches for name, total in sums.items()}
+        measures["tokens_per_second"] = tokens / seconds
+        student: ModernALBERTForMaskedLM = self.accelerator.unwrap_model(self.model).student
+        if self.peak_tflops is not None:
+            flops = training_flops(student, tokens, sequences, masked)
+            measures["mfu"] = flops / seconds / (self.peak_tflops * 1e12 * self.args.world_size)
+        usage = [buffer for name, buffer in student.named_buffers() if name.endswith("mol_usage")]
+        if usage:
+            measures["expert_usage_min"] = min(float(u.min()) for u in usage)
+            measures["expert_usage_max"] = max(float(u.max()) for u in usage)
+        self._term_sums, self._num_batches, self._clock = {}, 0, time.perf_counter()
+        return measures
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._clock += time.perf_counter() - start
+        return metrics
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        start = time.perf_counter()
+        super()._save_checkpoint(*args, **kwargs)
+        self._clock += time.perf_counter() - start
+
+    def _inner_training_loop(self, *args, **kwargs):
+        self._clock = time.perf_counter()
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        student = self.accelerator.unwrap_model(self.model).student
+        return student.floating_point_ops({"input_ids": inputs["input_ids"]})
+
+    # --- saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The student as any ModernALBERT, so that a checkpoint is a model; projections in a file of their own."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model: DistilledStudent = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        state_dict = model.state_dict() if state_dict is None else state_dict
+        student = {name.removeprefix(STUDENT): v for name, v in state_dict.items() if name.startswith(STUDENT)}
+        projections = {name: v.contiguous() for name, v in state_dict.items() if not name.startswith(STUDENT)}
+        model.student.save_pretrained(folder, state_dict=student)
+        if projections:
+            save_file(projections, folder / PROJECTIONS_FILE)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        model = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
+        folder = Path(resume_from_checkpoint)
+        student = ModernALBERTForMaskedLM.from_pretrained(folder, dtype=model.student.dtype)
+        model.student.load_state_dict(student.state_dict())
+        if (folder / PROJECTIONS_FILE).is_file():
+            model.load_state_dict(load_file(folder / PROJECTIONS_FILE), strict=False)
+
+
+def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: float, masked: float) -> float:
+    """
+    Floating-point operations of the student's forward and backward passes, without the teacher's and without
+    recomputation: 6 for every multiply-add.
+    """
+    per_token = student.model.multiply_adds_per_token(round(tokens / max(1, sequences)))
+    config = student.config
+    decoder = config.hidden_size**2 + student.decoder.weight.numel()
+    decoder += config.hidden_size * (config.embedding_size or 0)
+    return 6 * (tokens * per_token + masked * decoder)
+
+
+def mean_of_terms(trainer: PretrainingTrainer) -> Callable:
+    """A `compute_metrics` that averages the terms of the loss over the evaluation rows."""
+
+    def compute(output) -> dict[str, float]:
+        predictions = output.predictions if isinstance(output.predictions, tuple) else (output.predictions,)
+        return {name: float(values.mean()) for name, values in zip(trainer._evaluated_terms, predictions)}
+
+    return compute

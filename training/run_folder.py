@@ -1,0 +1,72 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A run's output folder: what may be used, what an earlier run left, and where to continue."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from modernalbert.command_line import UserError
+
+
+logger = logging.getLogger(__name__)
+
+# What any run leaves in its output folder beside the model's files, and may delete there.
+EARLIER_RUN = ("checkpoint-*", "*_results.json", "trainer_state.json")
+
+
+def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
+    """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file.")
+    if resume is not None and resume.lower() not in ("true", "false"):
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
+    elif (folder / "all_results.json").is_file() and not overwrite:
+        raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
+
+
+def remove_earlier_run(folder: Path, patterns: Sequence[str] = EARLIER_RUN) -> None:
+    """Delete an earlier run's checkpoints and results, and nothing else that may lie in the folder."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
+    """The checkpoint named, else the newest whole one in the folder, if there is one."""
+    if resume is not None and resume.lower() not in ("true", "false"):
+        return resume
+    if (resume or "true").lower() == "false":
+        return None
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for checkpoint in checkpoints:
+        # Trainer writes its state last.
+        if (checkpoint / "trainer_state.json").is_file():
+            logger.warning(f"Continuing from {checkpoint}.")
+            return str(checkpoint)
+        logger.warning(f"{checkpoint} was cut off while it was written: passed over.")
+    return None
+
+
+def has_no_weights(folder: Path) -> bool:
+    """Whether it is a local folder with a configuration and nothing to load."""
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return (folder / "config.json").is_file() and not any((folder / weights).is_file() for weights in names)
