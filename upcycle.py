@@ -146,8 +146,7 @@ def factorise_embedding(
     The best rank-e approximation of a (V, d) embedding: (V, e) and (d, e) with embedding ~ first @ second.T.
 
     By the eigenvectors of the d x d Gram matrix in float64, the same as a truncated SVD and far cheaper for V >> d.
-    The columns of the second are orthonormal times the root mean square of the singular values over sqrt(V), so that
-    both factors have entries of ordinary size.
+    Both factors get the same root mean square, so that steps of one optimizer suit both.
 
     Args:
         embedding: (V, d).
@@ -162,7 +161,8 @@ def factorise_embedding(
     _, vectors = torch.linalg.eigh(weighted.T @ weighted)  # ascending
     basis = vectors[:, -width:]
     factor = matrix @ basis
-    scale = factor.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny) / 0.02
+    tiny = torch.finfo(torch.float64).tiny
+    scale = (factor.square().mean() / basis.square().mean()).clamp(min=tiny) ** 0.25
     return (factor / scale).to(embedding.dtype), (basis * scale).to(embedding.dtype)
 
 

@@ -202,11 +202,11 @@ class Teacher:
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=mask.long(),
-            output_hidden_states=bool(self.config.hidden_weight or self.config.logits_weight),
+            # A model with a head gives its last state among these only.
+            output_hidden_states=bool(self.config.hidden_weight or self.config.pooled_weight),
             return_dict=True,
         )
-        last = getattr(outputs, "last_hidden_state", None)
-        return outputs, outputs.hidden_states[-1] if last is None else last
+        return outputs, outputs.hidden_states[-1] if outputs.hidden_states else None
 
 
 def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:

@@ -135,8 +135,9 @@ class Masking:
             ranked = candidates[np.argsort(order, kind="stable")]
             sizes = np.bincount(order)
             sizes = sizes[sizes > 0]
-            # Words up to the budget; the last may pass it.
-            budget = int(np.concatenate([[0], np.cumsum(sizes)])[np.searchsorted(np.cumsum(sizes), budget)])
+            # Words as long as the last one begins within the budget: it may pass it.
+            ends = np.cumsum(sizes)
+            budget = int(ends[np.searchsorted(ends, budget)]) if budget else 0
             chosen = ranked[:budget]
         else:
             chosen = generator.permutation(candidates)[:budget]
