@@ -18,7 +18,10 @@ Weights for a ModernALBERT from a trained ModernBERT: its layers become groups, 
     python upcycle.py --teacher_name_or_path T --config configs/tiny --text_file heldout.txt --compare --output_dir O
 
 With --text_file it reports how far step 0 is from the teacher: masked-LM loss, and cosine of the hidden states layer by
-layer; with --compare for every layer map and every start of the experts. A BERT can give its token embedding alone.
+layer; with --compare for every layer map and every start of the experts.
+
+A BERT's layers have another form: a student takes its token embedding, and is fitted to its layers on the text of
+--corpus_dir (upcycle_bert.py).
 """
 
 import json
@@ -48,21 +51,20 @@ from modernalbert.hub import EXPORTED
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.modeling_mol import DepthLoRAFeedForward, FeedForward, MoLFeedForward
 from modernalbert.training.distillation import DistillationConfig, Teacher
-from modernalbert.training.packed_rows import Masking, StreamedRows
+from modernalbert.training.packed_rows import Masking, PackedRows, StreamedRows
 from modernalbert.training.tokenized_corpus import TokenizedCorpus, load_texts
+from modernalbert.upcycle_bert import bert_embedding, fit_to_bert
 
 
 logger = logging.getLogger("upcycle")
 
 LAYER_MAPS = ("stepwise", "first", "last", "average")
 EXPERT_STARTS = ("zero", "svd")
+REPORT_ROW = 256  # tokens
 REPORT_FILES = ("upcycle_report.json", "upcycle_report.md")
 
 # What cannot be mapped where it differs.
 EQUAL_FIELDS = "vocab_size hidden_size num_attention_heads norm_bias attention_bias mlp_bias classifier_bias".split()
-
-# Positions whose mean stands for a BERT's position embedding: sentences are short.
-BERT_POSITIONS = 64
 
 # Fields that mean the same in ModernBertConfig.
 COMMON_FIELDS = (
@@ -173,30 +175,38 @@ def token_weights(token_counts: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def upcycle_bert_embedding(
-    teacher: PreTrainedModel, config: ModernALBERTConfig, token_counts: torch.Tensor | None = None
+def upcycle_bert(
+    teacher: PreTrainedModel,
+    config: ModernALBERTConfig,
+    rows: Sequence[dict[str, torch.Tensor]] | None = None,
+    token_counts: torch.Tensor | None = None,
 ) -> ModernALBERTForMaskedLM:
     """
-    A ModernALBERT with the token embedding of a BERT and everything else fresh (our decision).
-
-    BERT's layers have another form (norm after the residual, no gate, learned positions); its embedding is what its
-    layers see of a token: word, first token type and mean position, normalised.
+    A ModernALBERT from a BERT: its token embedding, and groups fitted to its layers on text (our decision).
 
     Args:
         teacher: A BERT encoder, with or without a head.
         config: Of the student.
+        rows: Packed rows of clean text to fit on, see `fit_to_bert`; None leaves everything but the embedding fresh.
         token_counts: As `factorise_embedding`.
 
     Raises:
-        ValueError: vocabulary or width differ.
+        ValueError: vocabulary or width differ, or the student's heads do not divide the teacher's.
     """
     check_equal(config, teacher.config, ("vocab_size", "hidden_size"))
+    if teacher.config.num_attention_heads % config.num_attention_heads:
+        raise ValueError(
+            f"num_attention_heads={config.num_attention_heads} is not allowed: it must divide the teacher's "
+            f"{teacher.config.num_attention_heads}."
+        )
     embedding = teacher_embedding(teacher)
-    student = ModernALBERTForMaskedLM(config).to(embedding.dtype)
+    student = ModernALBERTForMaskedLM(config).to(embedding.dtype).eval()
     set_embedding(student, embedding, token_counts)
     student.model.embeddings.norm.weight.copy_(teacher.base_model.embeddings.LayerNorm.weight)
     student.tie_weights()
-    return student.eval()
+    if rows is not None:
+        fit_to_bert(student, teacher, rows)
+    return student
 
 
 def check_equal(config: ModernALBERTConfig, teacher: PreTrainedConfig, names: Sequence[str]) -> None:
@@ -209,11 +219,9 @@ def check_equal(config: ModernALBERTConfig, teacher: PreTrainedConfig, names: Se
 
 def teacher_embedding(teacher: PreTrainedModel) -> torch.Tensor:
     """(V, d): what the first norm sees of each token, but for a BERT's exact position."""
-    embeddings = teacher.base_model.embeddings
-    if teacher.config.model_type != "bert":
-        return embeddings.tok_embeddings.weight
-    position = embeddings.position_embeddings.weight[:BERT_POSITIONS].mean(dim=0)
-    return embeddings.word_embeddings.weight + embeddings.token_type_embeddings.weight[0] + position
+    if teacher.config.model_type == "bert":
+        return bert_embedding(teacher)
+    return teacher.base_model.embeddings.tok_embeddings.weight
 
 
 def set_embedding(
@@ -392,7 +400,7 @@ class StepZero:
     A student before any training, beside its teacher.
 
     Attributes:
-        layer_map: How the groups took their layers; "embedding" where only the embedding came from the teacher.
+        layer_map: How the groups took their layers; "fitted" or "embedding" if it was a BERT.
         experts: How the experts started.
         mlm_loss: Masked-LM loss of the student, in nats per masked token.
         teacher_mlm_loss: Of the teacher on the same masks; None if it has no head.
@@ -511,18 +519,24 @@ class UpcycleArguments:
         default="zero", metadata={"help": "zero: step 0 is the shared model; svd: from each layer's difference to it."}
     )
     corpus_dir: str | None = field(
-        default=None, metadata={"help": "A prepared corpus: its token counts weigh the embedding's factorisation."}
+        default=None,
+        metadata={
+            "help": "A prepared corpus: its token counts weigh the embedding's factorisation, and its first rows fit "
+            "a student to a BERT."
+        },
     )
+    fit_rows: int = field(default=100, metadata={"help": "Rows of 256 tokens to fit to a BERT on; 0: embedding only."})
     text_file: str | None = field(default=None, metadata={"help": "Text to report on: txt, json, jsonl, parquet."})
     compare: bool = field(default=False, metadata={"help": "Report on every layer map and every start of the experts."})
     max_rows: int = field(default=32, metadata={"help": "Rows of 256 tokens to report on."})
     seed: int = field(default=0, metadata={"help": "Of the weights that are fresh, and of the masks."})
 
 
-def report_rows(file: str, tokenizer: PreTrainedTokenizerBase, max_rows: int, seed: int) -> list[dict]:
+def report_rows(
+    file: str, tokenizer: PreTrainedTokenizerBase, masking: Masking, max_rows: int, seed: int
+) -> list[dict[str, torch.Tensor]]:
     """Packed, masked rows of a text file."""
-    masking = Masking.for_tokenizer(tokenizer)
-    rows = StreamedRows(load_texts([file], "text"), "text", tokenizer, 256, 256, masking, seed=seed)
+    rows = StreamedRows(load_texts([file], "text"), "text", tokenizer, REPORT_ROW, REPORT_ROW, masking, seed=seed)
     rows = list(islice(rows, max_rows))
     if not rows:
         raise UserError(f"--text_file {file}: there is no text in it.")
@@ -556,25 +570,32 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(first_sentence(error)) from None
-    counts = None
+    counts, fit_rows = None, None
+    masking = Masking.for_tokenizer(tokenizer)
     if arguments.corpus_dir is not None:
         corpus = TokenizedCorpus(arguments.corpus_dir)
         corpus.check_tokenizer(tokenizer)
         counts = torch.from_numpy(corpus.token_counts(config.vocab_size))
+        packed = PackedRows(corpus, arguments.fit_rows, REPORT_ROW, masking, tokenizer.pad_token_id, arguments.seed)
+        fit_rows = [packed[i] for i in range(arguments.fit_rows)] or None
+    elif is_bert and arguments.fit_rows:
+        raise UserError("a BERT is fitted on text: give --corpus_dir, or --fit_rows 0 to take its embedding alone.")
     rows = None
     if arguments.text_file is not None:
-        rows = report_rows(arguments.text_file, tokenizer, arguments.max_rows, arguments.seed)
+        rows = report_rows(arguments.text_file, tokenizer, masking, arguments.max_rows, arguments.seed)
 
     def build(layer_map: str | list[int], experts: str) -> ModernALBERTForMaskedLM:
         torch.manual_seed(arguments.seed)
         try:
             if is_bert:
-                return upcycle_bert_embedding(teacher, config, counts)
+                return upcycle_bert(teacher, config, fit_rows, counts)
             return upcycle_modernbert(teacher, config, layer_map, experts, counts)
         except ValueError as error:
             raise UserError(first_sentence(error)) from None
 
-    options = [("embedding" if is_bert else layer_map, arguments.experts)]
+    options = [(layer_map, arguments.experts)]
+    if is_bert:
+        options = [("fitted" if fit_rows else "embedding", "zero")]
     student = build(*options[0])
     if arguments.compare and not is_bert:
         options += [(m, e) for m in LAYER_MAPS for e in EXPERT_STARTS if (m, e) != options[0]]

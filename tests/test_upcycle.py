@@ -1,13 +1,25 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Upcycling: which layers go where, and what is copied exactly."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from small_models import tiny_modernbert
-from transformers import ModernBertModel
+from small_models import run_command, tiny_config, tiny_modernbert
+from transformers import AutoTokenizer, BertConfig, BertModel, ModernBertModel
 
-from modernalbert import upcycle_modernbert
-from modernalbert.upcycle import config_from_modernbert, factorise_embedding, teacher_layers_of_groups
+from modernalbert import ModernALBERTForMaskedLM, upcycle_modernbert
+from modernalbert.training.packed_rows import Masking, make_row
+from modernalbert.upcycle import (
+    command,
+    config_from_modernbert,
+    factorise_embedding,
+    step_zero,
+    teacher_layers_of_groups,
+    upcycle_bert,
+)
 
 
 IDS = torch.arange(3, 39).view(2, 18)
@@ -93,3 +105,155 @@ def test_an_encoder_without_a_head_and_a_folder_are_teachers_too(teacher, tmp_pa
 def test_what_cannot_be_mapped_is_said(teacher, changes, said):
     with pytest.raises(ValueError, match=said):
         upcycle_modernbert(teacher, config_from_modernbert(teacher.config, **changes))
+
+
+# --- experts from what the layers have beyond the shared weight
+
+
+def test_svd_experts_hold_the_leading_directions_of_each_layers_difference(teacher):
+    changes = {"group_depth": 2, "mol_groups": [0, 2], "num_experts": 4, "lora_rank": 2, "lora_alpha": 8}
+    config = config_from_modernbert(teacher.config, ffn_modulation="mol", **changes)
+    student = upcycle_modernbert(teacher, config, experts="svd")
+    for k in (0, 2):
+        mlp = student.model.groups[k].mlp
+        for e in range(4):
+            layer = teacher.model.layers[[0, 1][e % 2] + 2 * k].mlp
+            for name, A, B in (("Wi", mlp.mol_A_in, mlp.mol_B_in), ("Wo", mlp.mol_A_out, mlp.mol_B_out)):
+                difference = (layer.get_submodule(name).weight - mlp.get_submodule(name).weight).detach()
+                left, values, right = torch.linalg.svd(difference, full_matrices=False)
+                block = slice(2 * (e // 2), 2 * (e // 2) + 2)
+                wanted = left[:, block] * values[block] @ right[block]
+                torch.testing.assert_close(4.0 * B[e] @ A[e], wanted, atol=1e-5, rtol=1e-4)
+    # of the layers of group 0 one is the shared weight itself, and its expert adds nothing
+    assert student.model.groups[0].mlp.mol_B_in[0].abs().max() < 1e-5
+    assert student.model.groups[0].mlp.mol_B_in[1].abs().max() > 1e-2
+
+
+def test_svd_of_full_rank_gives_depth_lora_the_teachers_own_ffn(teacher):
+    changes = {"group_depth": 2, "mol_groups": "all", "lora_rank": 32, "mol_intermediate_size": 48}
+    config = config_from_modernbert(teacher.config, ffn_modulation="depth_lora", **changes)
+    student = upcycle_modernbert(teacher, config, experts="svd")
+    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+    for layer in range(6):
+        group, position = divmod(layer, 2)
+        torch.testing.assert_close(
+            student.model.groups[group].mlp(x, position)[0], teacher.model.layers[layer].mlp(x), atol=1e-4, rtol=1e-4
+        )
+    shared = upcycle_modernbert(teacher, config_from_modernbert(teacher.config, group_depth=2))
+    assert (shared.model.groups[1].mlp(x, 1)[0] - teacher.model.layers[3].mlp(x)).abs().max() > 0.1
+
+
+def test_unknown_start_of_experts(teacher):
+    with pytest.raises(ValueError, match="experts='random' is not allowed: it must be 'zero' or 'svd'"):
+        upcycle_modernbert(teacher, config_from_modernbert(teacher.config), experts="random")
+
+
+# --- the embedding
+
+
+def test_token_counts_move_the_error_to_rare_tokens(teacher):
+    embedding = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
+    counts = torch.ones(200)
+    counts[:20] = 10_000
+
+    def errors(token_counts):
+        table, projection = factorise_embedding(embedding, 12, token_counts)
+        assert table.square().mean().item() == pytest.approx(projection.square().mean().item(), rel=1e-3)
+        return (table @ projection.T - embedding).norm(dim=1)
+
+    assert errors(counts)[:20].mean() < 0.5 * errors(None)[:20].mean()
+    assert errors(counts)[20:].mean() > errors(None)[20:].mean()
+
+
+# --- a BERT
+
+
+def test_fitting_to_a_bert_brings_every_state_closer():
+    bert, rows, held_out = bert_and_rows()
+    changes = {"vocab_size": 96, "hidden_size": 24, "num_attention_heads": 2, "num_experts": 4, "lora_rank": 2}
+    config = tiny_config(**changes, embedding_size=16, num_hidden_layers=4, intermediate_size=32)
+    torch.manual_seed(0)
+    fresh = upcycle_bert(bert, config)
+    torch.manual_seed(0)
+    fitted = upcycle_bert(bert, config, rows)
+    assert torch.equal(fresh.get_input_embeddings().weight, fitted.get_input_embeddings().weight)
+    before = step_zero(fresh, bert, held_out, "embedding", "zero")
+    after = step_zero(fitted, bert, held_out, "fitted", "zero")
+    assert before.embedding_error == after.embedding_error and 0 < after.embedding_error < 0.9
+    for (_, _, without), (_, _, with_fit) in list(zip(before.hidden_cosine, after.hidden_cosine))[1:]:
+        assert with_fit > without + 0.05
+    with pytest.raises(ValueError, match="num_attention_heads=3 is not allowed: it must divide the teacher's 4"):
+        upcycle_bert(bert, tiny_config(**(changes | {"num_attention_heads": 3})))
+    with pytest.raises(ValueError, match="hidden_size=32 is not allowed: it must be the teacher's 24"):
+        upcycle_bert(bert, tiny_config(vocab_size=96))
+
+
+def bert_and_rows():
+    """A small BERT, and rows of random sequences to fit to and to measure on."""
+    torch.manual_seed(0)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=96,
+            hidden_size=24,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=40,
+            initializer_range=0.2,
+        )
+    ).eval()
+    generator = np.random.default_rng(0)
+    masking = Masking(0.0, 1.0, False, 4, 96, np.array([0, 1, 2]), np.zeros(96, dtype=bool))
+    masks = replace(masking, probability=0.3)
+
+    def row(masking):
+        sequences = [np.array([1, *generator.integers(5, 96, 14), 2]) for _ in range(3)]
+        return make_row(sequences, 48, 0, masking, generator)
+
+    return bert, [row(masking) for _ in range(40)], [row(masks) for _ in range(10)]
+
+
+# --- the report and the command line
+
+
+def test_the_report_of_a_perfect_copy(teacher):
+    student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
+    _, _, rows = bert_and_rows()
+    result = step_zero(student, teacher, rows, "stepwise", "zero")
+    assert result.mlm_loss == pytest.approx(result.teacher_mlm_loss, abs=1e-4)
+    assert result.embedding_error == 0
+    assert [cosine for _, _, cosine in result.hidden_cosine] == pytest.approx([1.0] * 7, abs=1e-4)
+
+
+def test_command_line(tmp_path, monkeypatch, capsys, nano_tokenizer):
+    changes = {"vocab_size": 30522, "pad_token_id": 0, "cls_token_id": 101, "bos_token_id": 101}
+    changes |= {"sep_token_id": 102, "eos_token_id": 102}
+    tiny_modernbert(**changes).save_pretrained(tmp_path / "teacher")
+    nano_tokenizer.save_pretrained(tmp_path / "teacher")
+    shape = {"ffn_modulation": "mol", "group_depth": 2, "embedding_size": 16, "mol_intermediate_size": 48}
+    config = config_from_modernbert(tiny_modernbert(**changes).config, **shape, num_experts=4, lora_rank=2)
+    config.save_pretrained(tmp_path / "student")
+    (tmp_path / "text.txt").write_text("\n".join(f"The house number {i} stands by the river." for i in range(40)))
+
+    def upcycle(*arguments):
+        base = ["--teacher_name_or_path", tmp_path / "teacher", "--config", tmp_path / "student"]
+        return run_command(monkeypatch, capsys, command, *base, "--output_dir", tmp_path / "out", *arguments)
+
+    code, output, _ = upcycle("--text_file", tmp_path / "text.txt", "--compare")
+    assert code == 0 and output.count("| zero |") == output.count("| svd |") == 4
+    report = json.loads((tmp_path / "out" / "upcycle_report.json").read_text())
+    assert {(entry["layer_map"], entry["experts"]) for entry in report} == {
+        (layer_map, experts) for layer_map in ("stepwise", "first", "last", "average") for experts in ("zero", "svd")
+    }
+    student = ModernALBERTForMaskedLM.from_pretrained(tmp_path / "out")
+    assert student.config.skip_first_attn_norm and student.config.num_experts == 4
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token == "[MASK]"
+
+    for arguments, message in [
+        (("--layer_map", "middle"), "--layer_map middle is not allowed: it must be stepwise, first, last, average"),
+        (("--layer_map", "0,1"), "it must name 3 layers, each from 0 to 5"),
+        (("--compare",), "--compare needs --text_file"),
+        (("--experts", "one"), "experts='one' is not allowed"),
+        (("--corpus_dir", tmp_path), "no prepared corpus"),
+    ]:
+        code, _, error = upcycle(*arguments)
+        assert code == 2 and message in error and "Traceback" not in error, error
