@@ -81,6 +81,17 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     return tuple(parsed)
 
 
+def check_processes(num_processes: int) -> None:
+    """
+    Raise a UserError if a launcher started several processes of which training knows nothing.
+
+    Without a GPU, TrainingArguments joins them only under --use_cpu; else each would train alone, on everything.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != num_processes and num_processes == 1:
+        raise UserError(f"{started} processes were started, and there is no GPU for them: add --use_cpu True.")
+
+
 def first_sentence(error: Exception) -> str:
     """The first line of a library's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

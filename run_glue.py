@@ -47,7 +47,7 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
+from modernalbert.command_line import UserError, check_processes, first_sentence, parse_arguments, run
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
 from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
@@ -345,6 +345,7 @@ def run_task(
     Returns:
         What `all_results.json` holds.
     """
+    check_processes(training_arguments.world_size)
     output_dir = Path(training_arguments.output_dir)
     overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):

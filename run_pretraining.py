@@ -50,7 +50,7 @@ from transformers import (
     set_seed,
 )
 
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
+from modernalbert.command_line import UserError, check_processes, first_sentence, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
@@ -460,6 +460,7 @@ def pretrain(
     """
     output_dir = Path(training_arguments.output_dir)
     overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
+    check_processes(training_arguments.world_size)
     check_numbers(data_arguments, training_arguments)
     distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
     check_output_dir(output_dir, overwrite, resume)

@@ -270,11 +270,16 @@ class DistilledStudent(nn.Module):
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         teacher_outputs: TeacherOutputs | None = None,
+        masked_share: float | torch.Tensor = 1.0,
+        batch_share: float = 1.0,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             input_ids, position_ids, attention_mask, labels: (rows, length) of packed rows.
             teacher_outputs: Of the same rows.
+            masked_share: These rows' share of the masked tokens of the optimizer step, which may have several batches
+                and processes: it weighs the masked-LM term in "loss", so that the shares add up to the step's mean.
+            batch_share: Their share of the step's batches, which weighs the other terms.
 
         Returns:
             Scalars: "loss", the weighted sum, and each term by itself without its weight ("mlm_loss", "logits_loss",
@@ -326,7 +331,8 @@ class DistilledStudent(nn.Module):
         if outputs.aux_loss is not None:
             terms["aux_loss"] = outputs.aux_loss
 
-        result = {"loss": sum(weights[name] * term for name, term in terms.items())}
+        shares = {"mlm_loss": masked_share}
+        result = {"loss": sum(weights[name] * shares.get(name, batch_share) * term for name, term in terms.items())}
         result |= {name: term.detach() for name, term in terms.items()}
         if outputs.router_logits:
             result["router_entropy"] = router_entropy(outputs.router_logits, real)

@@ -55,8 +55,8 @@ class PretrainingTrainer(Trainer):
     ):
         super().__init__(*args, compute_metrics=mean_of_terms(self), **kwargs)
         self.teacher, self.teacher_sees_masks, self.peak_tflops = teacher, teacher_sees_masks, peak_tflops
-        # Terms are means over a micro-batch; Trainer averages those.
-        self.model_accepts_loss_kwargs = False
+        # Trainer is to count the masked tokens of a step, and to leave the averaging to `compute_loss`.
+        self.model_accepts_loss_kwargs = True
         self._term_sums: dict[str, torch.Tensor] = {}
         self._evaluated_terms: list[str] = []
         self._clock = time.perf_counter()
@@ -75,7 +75,14 @@ class PretrainingTrainer(Trainer):
             teacher_outputs: TeacherOutputs = self.teacher(
                 seen, inputs["position_ids"], inputs["attention_mask"], inputs["labels"]
             )
-        outputs = model(**inputs, teacher_outputs=teacher_outputs)
+        shares = {}
+        if model.training:
+            # Gradients are averaged over processes: a process's loss is its share times their number.
+            world = self.args.world_size
+            masked = (inputs["labels"] != -100).sum()
+            shares["masked_share"] = world * masked / max(1, num_items_in_batch)
+            shares["batch_share"] = 1 / self.current_gradient_accumulation_steps
+        outputs = model(**inputs, teacher_outputs=teacher_outputs, **shares)
         if model.training:
             self._count(outputs, inputs)
         if not return_outputs:

