@@ -15,6 +15,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -55,30 +56,53 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     """
-    Command-line arguments, or those in the one .json file named, as instances of the dataclasses.
+    Command-line arguments as instances of the dataclasses. The first may name a .json file of arguments, which those
+    after it override.
 
     Raises:
         UserError: an argument is unknown or a value is not allowed.
     """
     # transformers' TrainingArguments alone would fill a page of usage.
     parser = HfArgumentParser(
-        dataclass_types, description=description, usage="%(prog)s [options]", formatter_class=_HelpFormatter
+        dataclass_types,
+        description=description,
+        usage="%(prog)s [arguments.json] [options]",
+        formatter_class=_HelpFormatter,
     )
-    file = None
+    arguments, file = sys.argv[1:], None
+    if arguments and arguments[0].endswith(".json"):
+        file = arguments[0]
+        arguments = arguments_of_file(Path(file)) + arguments[1:]
     try:
-        if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-            if not Path(sys.argv[1]).is_file():
-                raise UserError(f"{sys.argv[1]}: no such file.")
-            file = sys.argv[1]
-            return parser.parse_json_file(file)
-        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    except UserError:
-        raise
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: {first_sentence(error)}" if file else first_sentence(error)) from None
     if unknown:
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)} (see --help).")
+        where = f"{file}: " if file else ""
+        raise UserError(f"{where}unrecognized arguments: {' '.join(unknown)} (see --help).")
     return tuple(parsed)
+
+
+def arguments_of_file(file: Path) -> list[str]:
+    """The command line that a .json file of arguments stands for."""
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except OSError:
+        raise UserError(f"{file}: no such file.") from None
+    except ValueError as error:
+        raise UserError(f"{file}: it is not JSON: {first_sentence(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: it must hold an object of arguments and values.")
+    arguments = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        arguments.append(f"--{name}")
+        if isinstance(value, dict):
+            arguments.append(json.dumps(value))
+        else:
+            arguments += [str(part) for part in (value if isinstance(value, list) else [value])]
+    return arguments
 
 
 def check_processes(num_processes: int) -> None:

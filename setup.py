@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.10",
     packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training", "modernalbert.benchmarks"],
     package_dir={"modernalbert": "."},
-    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "LICENSE"]},
+    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "LICENSE"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -35,6 +35,7 @@ setup(
         "safetensors>=0.5",
         "huggingface_hub>=1.0",
         "numpy>=1.26",
+        "pyarrow>=16.0",
         "pandas>=2.0",
         "scikit-learn>=1.4",
         "scipy>=1.11",
@@ -42,6 +43,8 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": [
+            "modernalbert-pretrain=modernalbert.run_pretraining:command",
+            "modernalbert-upcycle=modernalbert.upcycle:command",
             "modernalbert-glue=modernalbert.run_glue:command",
             "modernalbert-merge=modernalbert.merge_experts:command",
             "modernalbert-export=modernalbert.hub:command",
