@@ -18,6 +18,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
@@ -35,6 +36,7 @@ EXPORTED = (
     "config.json *.safetensors *.safetensors.index.json *.py tokenizer* special_tokens_map.json added_tokens.json "
     "vocab.* merges.txt chat_template* README.md LICENSE"
 ).split()
+DTYPES = ("float32", "bfloat16", "float16")
 LICENSE_FILE = Path(__file__).parent / "LICENSE"
 
 
@@ -171,6 +173,8 @@ class ExportArguments:
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT."})
     output_dir: str = field(metadata={"help": "Folder to write; it appears when it is complete."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
+    card: str | None = field(default=None, metadata={"help": "A file to be README.md; default: one from the config."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to, e.g. me/my-model."})
 
@@ -180,11 +184,18 @@ def main() -> None:
     check_replaceable(arguments.output_dir, EXPORTED)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")
-    model = load_model(arguments.model_name_or_path)
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"--dtype {arguments.dtype} is not allowed: it must be {', '.join(DTYPES)}.")
+    card = None
+    if arguments.card is not None:
+        if not Path(arguments.card).is_file():
+            raise UserError(f"--card {arguments.card}: no such file.")
+        card = Path(arguments.card).read_text("utf-8")
+    model = load_model(arguments.model_name_or_path).to(getattr(torch, arguments.dtype))
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:
         logger.warning("No tokenizer found beside the model: the folder will have none.")
-    folder = export_to_hub_folder(model, tokenizer, arguments.output_dir, hub_model_id=arguments.hub_model_id)
+    folder = export_to_hub_folder(model, tokenizer, arguments.output_dir, card, arguments.hub_model_id)
     print(f"Written to {folder}")
     if arguments.push_to_hub:
         push_folder(folder, arguments.hub_model_id)

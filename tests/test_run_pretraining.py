@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel
 
 from modernalbert import ModernALBERTForMaskedLM
 from modernalbert.run_pretraining import command
+from modernalbert.training.distillation import Teacher
 
 
 SPECIAL = {"pad_token_id": 0, "cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102}
@@ -194,6 +195,26 @@ def test_distilling_logits_from_a_modernbert(pretrain, models, tmp_path):
     assert history[-1]["logits_loss"] < 0.9 * history[0]["logits_loss"]
 
 
+def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_path, monkeypatch):
+    corpus = {"corpus_dir": tmp_path / "corpus", "validation_file": text / "held_out.txt", **distilled(models)}
+    plain = pretrain(tmp_path / "plain", **corpus)
+    cached = {**corpus, "teacher_cache_dir": tmp_path / "cache"}
+    first = pretrain(tmp_path / "first", **cached)
+    asked: list[int] = []
+    ask = Teacher.__call__
+
+    def counting(self, input_ids, *arguments):
+        asked.append(len(input_ids))
+        return ask(self, input_ids, *arguments)
+
+    monkeypatch.setattr(Teacher, "__call__", counting)
+    second = pretrain(tmp_path / "second", **(cached | {"eval_strategy": "no"}))
+    # half precision of the answers; and only the held-out rows at the end are asked about
+    assert losses(first) == pytest.approx(losses(plain), rel=1e-3) and losses(second) == losses(first)
+    held_out = json.loads((tmp_path / "second" / "all_results.json").read_text())
+    assert "eval_hidden_loss" in held_out and 0 < len(asked) < 8
+
+
 def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, monkeypatch, capsys):
     options = arguments(models, text, tmp_path / "run", "--prepare_only", corpus_dir=tmp_path / "corpus")
     code, _, error = run_command(monkeypatch, capsys, command, *options)
@@ -221,6 +242,10 @@ def bad_inputs():
         ({"train_sources": "missing.txt"}, "missing.txt: no such file"),
         ({"model_name_or_path": "nowhere"}, "--model_name_or_path nowhere cannot be loaded"),
         ({"teacher_input": "none"}, "--teacher_input none is not allowed"),
+        (
+            {"teacher_name_or_path": "mlm_teacher", "logits_weight": 1.0, "teacher_cache_dir": "cache"},
+            "--teacher_cache_dir needs clean input",
+        ),
         ({"output_dir": "train.txt"}, "is a file"),
     ]
 

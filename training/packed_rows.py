@@ -208,6 +208,8 @@ class PackedRows(Dataset):
         seed: Of order and masks.
         source_weights: Relative share of the tokens of each source; None takes each in proportion to its size, so that
             none is read again before all are through.
+        with_sequence_indices: Give each row also `sequence_indices`, the number in the corpus of each token's sequence,
+            -1 for padding.
     """
 
     def __init__(
@@ -219,7 +221,9 @@ class PackedRows(Dataset):
         pad_token_id: int,
         seed: int = 0,
         source_weights: Sequence[float] | None = None,
+        with_sequence_indices: bool = False,
     ):
+        self.with_sequence_indices = with_sequence_indices
         self.corpus, self.num_rows, self.row_length = corpus, num_rows, row_length
         self.masking, self.pad_token_id, self.seed = masking, pad_token_id, seed
         sizes = np.diff(corpus.bounds)
@@ -243,7 +247,13 @@ class PackedRows(Dataset):
         indices = self.sequences_of(number)
         generator = np.random.default_rng([self.seed, 2, number])
         sequences = [self.corpus[i] for i in indices]
-        return make_row(sequences, self.row_length, self.pad_token_id, self.masking, generator)
+        row = make_row(sequences, self.row_length, self.pad_token_id, self.masking, generator)
+        if self.with_sequence_indices:
+            numbers = np.full(self.row_length, -1, dtype=np.int64)
+            repeated = np.repeat(indices, self.corpus.lengths[indices])
+            numbers[: len(repeated)] = repeated
+            row["sequence_indices"] = torch.from_numpy(numbers)
+        return row
 
     def sequences_of(self, number: int) -> np.ndarray:
         """Which sequences of the corpus a row holds."""

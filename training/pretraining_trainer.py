@@ -25,6 +25,7 @@ from transformers import Trainer
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 
 from .distillation import DistilledStudent, Teacher, TeacherOutputs
+from .teacher_cache import CachedTeacher
 
 
 PROJECTIONS_FILE = "distillation.safetensors"
@@ -48,7 +49,7 @@ class PretrainingTrainer(Trainer):
     def __init__(
         self,
         *args,
-        teacher: Teacher | None = None,
+        teacher: Teacher | CachedTeacher | None = None,
         teacher_sees_masks: bool = False,
         peak_tflops: float | None = None,
         **kwargs,
@@ -68,13 +69,10 @@ class PretrainingTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         inputs = dict(inputs)
-        clean = inputs.pop("clean_input_ids")
+        clean, sequences = inputs.pop("clean_input_ids"), inputs.pop("sequence_indices", None)
         teacher_outputs = None
         if self.teacher is not None:
-            seen = inputs["input_ids"] if self.teacher_sees_masks else clean
-            teacher_outputs: TeacherOutputs = self.teacher(
-                seen, inputs["position_ids"], inputs["attention_mask"], inputs["labels"]
-            )
+            teacher_outputs = self._ask_teacher(clean, sequences, inputs)
         shares = {}
         if model.training:
             # Gradients are averaged over processes: a process's loss is its share times their number.
@@ -92,6 +90,17 @@ class PretrainingTrainer(Trainer):
         terms = {name: term.expand(rows) for name, term in outputs.items() if name != "loss"}
         self._evaluated_terms = list(terms)
         return outputs["loss"], {"loss": outputs["loss"], **terms}
+
+    def _ask_teacher(
+        self, clean: torch.Tensor, sequences: torch.Tensor | None, inputs: dict[str, torch.Tensor]
+    ) -> TeacherOutputs:
+        places = inputs["position_ids"], inputs["attention_mask"]
+        if isinstance(self.teacher, CachedTeacher):
+            # Rows of held-out text are in no corpus.
+            if sequences is not None:
+                return self.teacher(clean, *places, sequences)
+            return self.teacher.teacher(clean, *places)
+        return self.teacher(inputs["input_ids"] if self.teacher_sees_masks else clean, *places, inputs["labels"])
 
     # --- logging
 
