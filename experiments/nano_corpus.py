@@ -233,7 +233,7 @@ def capitalised(text: str) -> str:
 
 def sentences_of(document: str) -> list[str]:
     document = re.sub(r"\s+", " ", document).strip()
-    return [s for s in re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(A-Z0-9])", document) if s]
+    return [s for s in re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[\"'(A-Z0-9])", document) if s]
 
 
 def words_of(text: str) -> list[str]:

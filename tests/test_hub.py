@@ -184,9 +184,16 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     code, _, error = export(*places, "--push_to_hub", "--hub_model_id", "me/mine")  # offline
     assert code == 2 and "is written, but not uploaded to me/mine" in error
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.vocab_size == 30522
+    (tmp_path / "card.md").write_text("# Mine\n")
+    code, _, _ = export(*places, "--dtype", "bfloat16", "--card", tmp_path / "card.md")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {values.dtype for name, values in state.items() if "mol_usage" not in name} == {torch.bfloat16}
+    assert code == 0 and (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
     for arguments, said in (
+        ((*places, "--dtype", "int8"), "--dtype int8 is not allowed: it must be float32, bfloat16, float16"),
+        ((*places, "--card", tmp_path / "no.md"), "no.md: no such file"),
         (("--model_name_or_path", tmp_path / "none", "--output_dir", tmp_path / "o"), "cannot be loaded"),
         (("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "full"), "is not empty"),
         (("--output_dir", tmp_path / "o"), "--model_name_or_path"),

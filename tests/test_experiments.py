@@ -1,0 +1,81 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The scripts that made and measure the shipped checkpoint: how text is cleaned, and how embeddings are compared."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from small_models import REPOSITORY, run_command, tiny_model
+
+from modernalbert import ModernALBERTModel
+
+
+def load(name: str):
+    """A script of experiments/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def nano_corpus():
+    return load("nano_corpus")
+
+
+def test_sentences_and_treebank_spaces(nano_corpus):
+    assert nano_corpus.sentences_of('He left. "Why?" she asked.  Nobody knew.') == [
+        "He left.",
+        '"Why?" she asked.',
+        "Nobody knew.",
+    ]
+    assert nano_corpus.untokenize("`` Yes , '' he said .") == '"Yes," he said.'
+
+
+def test_a_corpus_has_no_copies_of_itself_or_of_what_is_excluded(nano_corpus):
+    secret = "the quick brown fox jumps over the lazy dog tonight"
+    excluded = set(nano_corpus.shingles(secret.split())) | set(nano_corpus.shingles("a very short film".split()))
+    corpus = nano_corpus.Corpus(excluded)
+    document = (
+        "We saw that the quick brown fox jumps over the lazy dog tonight, they said. A very short film! "
+        "Nothing else happened here. Nothing else happened here. So the story ends with another sentence. No."
+    )
+    texts = " ".join(corpus.texts(document))
+    assert "fox" not in texts and "short film" not in texts
+    assert texts.count("Nothing else happened here.") == 1 and "So the story ends" in texts
+    assert corpus.counts["in an evaluation set"] == 2 and corpus.counts["duplicate"] == 1
+
+
+def test_strings_of_any_evaluation_file(nano_corpus, tmp_path):
+    value = {"data": [{"title": "A", "paragraphs": [{"context": "B", "qas": [{"question": "C", "id": 3}]}]}]}
+    assert list(nano_corpus.strings_in(value)) == ["A", "B", "C"]
+
+
+def test_similarity_is_spearmans_correlation_of_cosines(tmp_path, monkeypatch, capsys, nano_tokenizer):
+    module = load("embedding_similarity")
+    model = tiny_model(ModernALBERTModel, vocab_size=30522)
+    texts = [
+        f"{a} {b}" for a in ("A red house", "Two dogs", "The old man and the sea") for b in ("sleeps.", "is here", "!")
+    ]
+    rows = [{"sentence1": a, "sentence2": b, "label": float(i % 6)} for i, (a, b) in enumerate(zip(texts, texts[::-1]))]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cosines = []
+    for row in rows:
+        one, two = (
+            model(**nano_tokenizer(row[c], return_tensors="pt")).last_hidden_state[0].mean(0).detach().numpy()
+            for c in ("sentence1", "sentence2")
+        )
+        cosines.append(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+    expected = spearmanr(np.round(cosines, 6), [row["label"] for row in rows]).statistic
+    model.save_pretrained(tmp_path / "model")
+    nano_tokenizer.save_pretrained(tmp_path / "model")
+    code, _, _ = run_command(
+        monkeypatch, capsys, module.command, "--model_name_or_path", tmp_path / "model", "--files", file,
+        "--output_file", tmp_path / "out.json",
+    )  # fmt: skip
+    assert code == 0
+    found = next(iter(json.loads((tmp_path / "out.json").read_text()).values()))
+    assert found == {"spearman": pytest.approx(expected, abs=0.02), "pairs": 9}
