@@ -105,12 +105,21 @@ def arguments_of_file(file: Path) -> list[str]:
     return arguments
 
 
-def check_processes(num_processes: int) -> None:
+def check_processes(num_processes: int, num_gpus: int) -> None:
     """
-    Raise a UserError if a launcher started several processes of which training knows nothing.
+    Raise a UserError if a launcher started several processes of which training knows nothing, or none for several GPUs.
 
-    Without a GPU, TrainingArguments joins them only under --use_cpu; else each would train alone, on everything.
+    Without a GPU, TrainingArguments joins processes only under --use_cpu; else each would train alone, on everything.
+    One process with several GPUs means DataParallel, which is slow and takes batches apart by the wrong dimension.
+
+    Args:
+        num_processes: As training sees it (`world_size`).
+        num_gpus: GPUs of this process (`n_gpu`).
     """
+    if num_gpus > 1:
+        raise UserError(
+            f"one process was started for {num_gpus} GPUs: use accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != num_processes and num_processes == 1:
         raise UserError(f"{started} processes were started, and there is no GPU for them: add --use_cpu True.")

@@ -345,7 +345,7 @@ def run_task(
     Returns:
         What `all_results.json` holds.
     """
-    check_processes(training_arguments.world_size)
+    check_processes(training_arguments.world_size, training_arguments.n_gpu)
     output_dir = Path(training_arguments.output_dir)
     overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):

@@ -240,6 +240,8 @@ def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) 
     with training.main_process_first(local=False):
         if (folder / "corpus.json").is_file():
             corpus = TokenizedCorpus(folder)
+        elif training.world_size > 1:
+            raise UserError(f"{folder} holds no prepared corpus: prepare it first, by one process with --prepare_only.")
         elif not data.train_sources:
             raise UserError("--train_sources is missing, and --corpus_dir holds no prepared corpus.")
         else:
@@ -470,16 +472,13 @@ def pretrain(
     """
     output_dir = Path(training_arguments.output_dir)
     overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
-    check_processes(training_arguments.world_size)
+    check_processes(training_arguments.world_size, training_arguments.n_gpu)
     check_numbers(data_arguments, training_arguments)
     distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
     check_output_dir(output_dir, overwrite, resume)
     set_seed(training_arguments.seed)
     student, tokenizer = load_student(model_arguments)
-    if overwrite and training_arguments.process_index == 0:
-        remove_earlier_run(output_dir, RUN_FILES)
-    with training_arguments.main_process_first(local=False):
-        checkpoint = checkpoint_to_resume(output_dir, resume)
+    checkpoint = None if overwrite and resume is None else checkpoint_to_resume(output_dir, resume)
     check_checkpoint(checkpoint, student.config)
 
     teacher, layer_map, teacher_width = None, (), None
@@ -518,6 +517,9 @@ def pretrain(
     if validation is None:
         training_arguments.eval_strategy = "no"
 
+    if overwrite and training_arguments.process_index == 0:
+        # Only now that nothing can be refused any more.
+        remove_earlier_run(output_dir, RUN_FILES)
     teacher_input = distillation_arguments.teacher_input or ("masked" if distillation.logits_weight else "clean")
     trainer = PretrainingTrainer(
         model=DistilledStudent(student, distillation, layer_map, teacher_width),

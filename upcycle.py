@@ -449,11 +449,9 @@ def step_zero(
             output_hidden_states=True,
         )
         targets = labels[labels != -100]
-        losses += float(
-            torch.nn.functional.cross_entropy(ours.logits[labels != -100].float(), targets, reduction="sum")
-        )
+        losses += summed_loss(ours.logits[labels != -100], targets)
         if has_head:
-            teacher_losses += float(torch.nn.functional.cross_entropy(theirs.logits.float(), targets, reduction="sum"))
+            teacher_losses += summed_loss(theirs.logits, targets)
         for i, (state, _) in enumerate(pairs):
             cosines[i] += torch.nn.functional.cosine_similarity(
                 ours.hidden_states[state][real].float(), theirs.hidden_states[i].float(), dim=-1
@@ -576,8 +574,9 @@ def main() -> None:
         corpus = TokenizedCorpus(arguments.corpus_dir)
         corpus.check_tokenizer(tokenizer)
         counts = torch.from_numpy(corpus.token_counts(config.vocab_size))
-        packed = PackedRows(corpus, arguments.fit_rows, REPORT_ROW, masking, tokenizer.pad_token_id, arguments.seed)
-        fit_rows = [packed[i] for i in range(arguments.fit_rows)] or None
+        if is_bert:
+            packed = PackedRows(corpus, arguments.fit_rows, REPORT_ROW, masking, tokenizer.pad_token_id, arguments.seed)
+            fit_rows = [packed[i] for i in range(arguments.fit_rows)] or None
     elif is_bert and arguments.fit_rows:
         raise UserError("a BERT is fitted on text: give --corpus_dir, or --fit_rows 0 to take its embedding alone.")
     rows = None

@@ -14,7 +14,7 @@
 """
 Semantic textual similarity of raw embeddings: Spearman's correlation of cosine and human score, with no training.
 
-    python experiments/embedding_similarity.py --model_name_or_path checkpoints/modernalbert-nano \\
+    python experiments/embedding_similarity.py --model_name_or_path outputs/nano-decayed \\
         --files $DATA_DIR/sts/validation.jsonl $DATA_DIR/sts/test.jsonl --output_file outputs/sts.json
 
 An embedding is the mean of the last states of all real tokens. Files have columns sentence1, sentence2 and label.

@@ -82,9 +82,15 @@ def test_another_vocabulary_other_files_or_longer_sequences_are_refused(corpus, 
     with pytest.raises(UserError, match="another tokenizer's vocabulary"):
         corpus.check_tokenizer(other)
     corpus.check_inputs(files["a"] + files["b"], 32)
-    corpus.check_inputs([], 64)
-    with pytest.raises(UserError, match="sequences of up to 32 tokens, max_seq_length is 16"):
-        corpus.check_inputs([], 16)
+    corpus.check_inputs([], 32)
+    for length in (16, 64):
+        with pytest.raises(UserError, match=f"sequences of up to 32 tokens, max_seq_length is {length}"):
+            corpus.check_inputs([], length)
+    for sources in (files["a"], files["b"] + files["a"]):  # weights would go to the wrong source
+        with pytest.raises(UserError, match="prepared from other files"):
+            corpus.check_inputs(sources, 32)
+    with pytest.raises(UserError, match="has sequences of 32 tokens, a row has 31"):
+        PackedRows(corpus, 1, 31, Masking.for_tokenizer(tokenizer), 0)
     (tmp_path / "new.txt").write_text("Another text.\n")
     with pytest.raises(UserError, match="prepared from other files"):
         corpus.check_inputs([str(tmp_path / "new.txt")], 32)

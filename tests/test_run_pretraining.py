@@ -100,6 +100,7 @@ def test_it_learns_and_reports(pretrain, text, models, tmp_path):
         eval_steps=30,
         peak_tflops=0.1,
         whole_word_masking=True,
+        gradient_checkpointing=True,
         **distilled(models),
     )
     first, last = history[0], history[-1]
@@ -181,6 +182,18 @@ def test_two_processes_take_the_steps_of_one(pretrain, models, text, tmp_path):
     # The masked-LM term is exact; balance, hidden and pooled terms are means of the processes' means.
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert [entry["hidden_loss"] for entry in two] == pytest.approx([entry["hidden_loss"] for entry in one], rel=1e-3)
+
+
+def test_overwriting_never_deletes_what_is_to_be_resumed(pretrain, models, text, tmp_path, monkeypatch, capsys):
+    pretrain(tmp_path / "run", save_strategy="steps", save_steps=4, max_steps=4)
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    again = {"resume_from_checkpoint": checkpoint, "max_steps": 8, "overwrite_output_dir": True}
+    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run", **again))
+    assert code == 2 and "--overwrite_output_dir would delete the checkpoint to resume" in error
+    # nor does a mistake cost an earlier run
+    wrong = {"overwrite_output_dir": True, "train_sources": "missing.txt", "corpus_dir": tmp_path / "other"}
+    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run", **wrong))
+    assert code == 2 and "missing.txt: no such file" in error and checkpoint.is_dir()
 
 
 def test_processes_that_would_each_train_alone_are_refused(models, text, tmp_path, monkeypatch, capsys):

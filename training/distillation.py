@@ -257,8 +257,13 @@ class DistilledStudent(nn.Module):
         """The student's: Trainer asks its model for it."""
         return self.student.config
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    # Trainer turns checkpointing on by one of these two names, by its version, each with arguments of its own.
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        self.student.gradient_checkpointing_enable(*args, **kwargs)
+
+    def activation_checkpointing_enable(self, *args, **kwargs) -> None:
+        self.student.activation_checkpointing_enable(*args, **kwargs)
 
     def project(self, name: str, states: torch.Tensor) -> torch.Tensor:
         return self.projections[name](states) if name in self.projections else states

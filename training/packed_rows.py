@@ -27,6 +27,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from modernalbert.command_line import UserError
+
 from .tokenized_corpus import TokenizedCorpus, tokenize_texts
 
 
@@ -210,6 +212,9 @@ class PackedRows(Dataset):
             none is read again before all are through.
         with_sequence_indices: Give each row also `sequence_indices`, the number in the corpus of each token's sequence,
             -1 for padding.
+
+    Raises:
+        UserError: a sequence is longer than a row.
     """
 
     def __init__(
@@ -223,6 +228,10 @@ class PackedRows(Dataset):
         source_weights: Sequence[float] | None = None,
         with_sequence_indices: bool = False,
     ):
+        if len(corpus) and corpus.lengths.max() > row_length:
+            raise UserError(
+                f"{corpus.folder}: the corpus has sequences of {corpus.lengths.max()} tokens, a row has {row_length}."
+            )
         self.with_sequence_indices = with_sequence_indices
         self.corpus, self.num_rows, self.row_length = corpus, num_rows, row_length
         self.masking, self.pad_token_id, self.seed = masking, pad_token_id, seed

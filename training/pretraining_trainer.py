@@ -113,7 +113,7 @@ class PretrainingTrainer(Trainer):
         }
         for name, value in (outputs | counts).items():
             if name != "loss":
-                self._term_sums[name] = self._term_sums.get(name, 0) + value.detach().double()
+                self._term_sums[name] = self._term_sums.get(name, 0) + value.detach().float()
         self._num_batches += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -124,7 +124,7 @@ class PretrainingTrainer(Trainer):
     def _training_measures(self) -> dict[str, float]:
         """Since the last call, over all processes."""
         names = list(self._term_sums)
-        sums = torch.stack([self._term_sums[name].float() for name in names])
+        sums = torch.stack([self._term_sums[name] for name in names])
         sums = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist()))
         seconds = time.perf_counter() - self._clock
         batches = self._num_batches * self.args.world_size

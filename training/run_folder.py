@@ -36,6 +36,8 @@ def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
     if resume is not None and resume.lower() not in ("true", "false"):
         if not (Path(resume) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
+        if overwrite and folder.resolve() in Path(resume).resolve().parents:
+            raise UserError(f"--overwrite_output_dir would delete the checkpoint to resume, {resume}.")
     elif (folder / "all_results.json").is_file() and not overwrite:
         raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
 

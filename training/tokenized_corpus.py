@@ -26,6 +26,8 @@ from modernalbert.command_line import UserError, atomic_folder
 
 MANIFEST = "corpus.json"
 FORMAT_VERSION = 1
+# Files that can be read, and the `datasets` builder that reads them.
+TEXT_KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Texts tokenised at a time.
 MAP_BATCH = 1000
 
@@ -82,6 +84,10 @@ class TokenizedCorpus:
         self._starts = np.concatenate(self._start_of) if lengths else np.zeros(0, dtype=np.int64)
         del self._chunk_of, self._start_of
 
+    def __reduce__(self):
+        # To another process: open the files there, rather than send them.
+        return TokenizedCorpus, (self.folder,)
+
     def __len__(self) -> int:
         """Number of sequences."""
         return len(self.lengths)
@@ -106,18 +112,20 @@ class TokenizedCorpus:
 
     def check_inputs(self, sources: Sequence[str], max_seq_length: int) -> None:
         """
-        Raise a UserError if the corpus was made otherwise than asked for now. Sources that are not at hand, or none,
-        are not compared: a prepared corpus travels without them.
+        Raise a UserError if the corpus was made otherwise than asked for now. Sources that are not at hand are compared
+        by name, and none at all not: a prepared corpus travels without them.
         """
         made = self.manifest["max_seq_length"]
-        if made > max_seq_length:
+        if made != max_seq_length:
             raise UserError(
                 f"{self.folder}: the corpus was prepared with sequences of up to {made} tokens, max_seq_length is "
                 f"{max_seq_length}."
             )
         inputs = [description for files in self.manifest["inputs"].values() for description in files]
+        names = [Path(source).name if Path(source).suffix in TEXT_KINDS else source for source in sources]
         asked = [describe_input(source) for source in sources if Path(source).is_file()]
-        if asked and any(description not in inputs for description in asked):
+        same_names = names == [description["name"] for description in inputs]
+        if sources and not (same_names and all(description in inputs for description in asked)):
             raise UserError(
                 f"{self.folder}: the corpus was prepared from other files ({', '.join(d['name'] for d in inputs)}); "
                 "give another corpus_dir, or delete it."
@@ -173,7 +181,6 @@ def prepare_corpus(
                 remove_columns=data.column_names,
                 features=token_features(),
                 num_proc=num_proc,
-                keep_in_memory=num_proc is None and data.dataset_size is None,
                 desc=f"Tokens of {name}",
             )
             if len(tokens) == 0:
@@ -223,7 +230,7 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
 
     from modernalbert.command_line import first_sentence
 
-    if len(files) == 1 and not Path(files[0]).exists() and not Path(files[0]).suffix:
+    if len(files) == 1 and not Path(files[0]).exists() and Path(files[0]).suffix not in TEXT_KINDS:
         name, _, rest = files[0].partition(":")
         config, _, split = rest.partition(":")
         try:
@@ -251,9 +258,8 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
 
 def check_text_file(path: Path) -> str:
     """The `datasets` builder that reads a file; a UserError if none does, or if it is empty or binary."""
-    kinds = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise UserError(f"{path}: it must end in {', '.join(kinds)}.")
+    if path.suffix not in TEXT_KINDS:
+        raise UserError(f"{path}: it must end in {', '.join(TEXT_KINDS)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     if path.stat().st_size == 0:
@@ -269,4 +275,4 @@ def check_text_file(path: Path) -> str:
         except UnicodeDecodeError as error:
             if error.start < len(start) - 4:
                 raise UserError(f"{path}: the file is not UTF-8 text (byte {error.start}).") from None
-    return kinds[path.suffix]
+    return TEXT_KINDS[path.suffix]
