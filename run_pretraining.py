@@ -225,6 +225,10 @@ def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:
         raise UserError("--streaming needs --max_steps: a stream has no length.")
     if data.streaming and data.prepare_only:
         raise UserError("--streaming and --prepare_only exclude each other.")
+    if not training.average_tokens_across_devices:
+        raise UserError(
+            "--average_tokens_across_devices False is not allowed: masked words are averaged over processes."
+        )
     if training.decay_type not in ("1-sqrt", "linear", "cosine"):
         raise UserError(f"--decay_type {training.decay_type} is not allowed: it must be 1-sqrt, linear or cosine.")
 
@@ -355,12 +359,17 @@ def load_student(arguments: ModelArguments) -> tuple[ModernALBERTForMaskedLM, Pr
 
 
 def load_teacher(
-    arguments: ModelArguments, distillation: DistillationConfig, tokenizer: PreTrainedTokenizerBase
+    arguments: ModelArguments,
+    distillation: DistillationConfig,
+    student: ModernALBERTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    device: torch.device,
 ) -> PreTrainedModel:
-    """The teacher, checked against the student's vocabulary."""
+    """The teacher on its device, checked against the student's vocabulary and the length of the sequences."""
     name = arguments.teacher_name_or_path
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    dtypes["auto"] = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
+    dtypes["auto"] = torch.float32 if device.type == "cpu" else torch.bfloat16
     if arguments.teacher_dtype not in dtypes:
         raise UserError(f"--teacher_dtype {arguments.teacher_dtype} is not allowed: it must be {', '.join(dtypes)}.")
     loader = AutoModelForMaskedLM if distillation.logits_weight else AutoModel
@@ -379,13 +388,22 @@ def load_teacher(
             f"the vocabularies of the teacher {name} ({len(teacher_tokenizer)} tokens) and of the student "
             f"({len(tokenizer)} tokens) differ: nothing can be distilled token by token."
         )
+    config = teacher.config
+    if distillation.logits_weight and config.vocab_size != student.vocab_size:
+        raise UserError(
+            f"the teacher {name} has vocab_size={config.vocab_size}, the student {student.vocab_size}: their logits "
+            "cannot be compared."
+        )
+    longest = getattr(config, "max_position_embeddings", max_seq_length)
+    if longest < max_seq_length:
+        raise UserError(f"--max_seq_length {max_seq_length} is not allowed: the teacher {name} reads {longest} tokens.")
     missing = [key for key in loading["missing_keys"] if "position_ids" not in key and "pooler" not in key]
     if missing:
         raise UserError(
             f"the teacher {name} lacks weights ({', '.join(sorted(missing)[:3])}"
             f"{', ...' if len(missing) > 3 else ''}): it has no trained masked-LM head to distil logits from."
         )
-    return teacher
+    return teacher.to(device)
 
 
 def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> DistillationConfig:
@@ -483,7 +501,14 @@ def pretrain(
 
     teacher, layer_map, teacher_width = None, (), None
     if distillation.needs_teacher:
-        model = load_teacher(model_arguments, distillation, tokenizer).to(training_arguments.device)
+        model = load_teacher(
+            model_arguments,
+            distillation,
+            student.config,
+            tokenizer,
+            data_arguments.max_seq_length,
+            training_arguments.device,
+        )
         teacher_width = model.config.hidden_size
         try:
             layers = student.config.num_hidden_layers, model.config.num_hidden_layers

@@ -20,8 +20,8 @@ Downloads about 220 MB (into --download_dir, once), and writes one `<source>.jso
 `validation.jsonl` (held out of every source), `wikipedia_held_out.jsonl` (a tenth of the Wikipedia leads, kept for
 retrieval, with titles) and `report.json` (what came from where, how much, and what was left out and why).
 
-A sentence is left out where it shares eight words in a row with an evaluation set: with Rotten Tomatoes (of which SST is
-made) always, and with whatever --exclude_files names (json, jsonl: every string in them; txt: every line).
+A sentence is left out where it shares eight words in a row with an evaluation set: with Rotten Tomatoes (SST is made of
+it) always, and with whatever --exclude_files names (json, jsonl: every string in them; txt: every line).
 """
 
 import csv

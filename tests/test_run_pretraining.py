@@ -100,6 +100,9 @@ def test_it_learns_and_reports(pretrain, text, models, tmp_path):
         eval_steps=30,
         peak_tflops=0.1,
         whole_word_masking=True,
+        load_best_model_at_end=True,
+        save_strategy="steps",
+        save_steps=30,
         gradient_checkpointing=True,
         **distilled(models),
     )
@@ -246,6 +249,10 @@ def bad_inputs():
         ({"teacher_name_or_path": "teacher", "logits_weight": 1.0}, "it has no trained masked-LM head"),
         ({"teacher_name_or_path": "teacher", "hidden_weight": 1, "layer_map": "0:0,9:1"}, "pair 9:1 is not allowed"),
         ({"teacher_name_or_path": "teacher", "hidden_weight": 1, "layer_map": "0-0"}, "--layer_map 0-0 is not allowed"),
+        (
+            {"teacher_name_or_path": "teacher", "hidden_weight": 1, "max_seq_length": 1024, "row_length": 1024},
+            "reads 512",
+        ),
         ({"mlm_weight": -1}, "--mlm_weight=-1.0 is not allowed"),
         ({"mlm_probability": 1.5}, "--mlm_probability 1.5 is not allowed: it must be from 0 to 1"),
         ({"row_length": 16}, "--row_length 16 is not allowed: it must be at least --max_seq_length 32"),

@@ -179,6 +179,9 @@ class PretrainingTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
