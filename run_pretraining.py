@@ -114,7 +114,10 @@ class DataArguments:
     )
     source_weights: list[float] = field(
         default_factory=list,
-        metadata={"help": "Share of each source in the tokens; default: in proportion to its size."},
+        metadata={
+            "help": "Share of each source in the tokens (with --streaming: in the texts). Default: by size (with "
+            "--streaming: evenly)."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Held-out text."})
     text_column: str = field(default="text", metadata={"help": "Where the text is in json, jsonl and parquet."})
@@ -264,7 +267,11 @@ def rows_of_step(training: PretrainingArguments) -> int:
 
 
 def training_rows(
-    data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
+    data: DataArguments,
+    training: PretrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    masking: Masking,
+    with_sequence_indices: bool = False,
 ) -> Dataset | IterableDataset:
     """The rows to train on; sets `training.max_steps` from the epochs where it is not given."""
     row_length = data.row_length or data.max_seq_length
@@ -304,6 +311,7 @@ def training_rows(
         pad_token_id=tokenizer.pad_token_id,
         seed=training.seed,
         source_weights=data.source_weights or None,
+        with_sequence_indices=with_sequence_indices,
     )
 
 
@@ -493,6 +501,8 @@ def pretrain(
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
     check_numbers(data_arguments, training_arguments)
     distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
+    if distillation_arguments.teacher_cache_dir is not None and data_arguments.streaming:
+        raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
     check_output_dir(output_dir, overwrite, resume)
     set_seed(training_arguments.seed)
     student, tokenizer = load_student(model_arguments)
@@ -530,11 +540,9 @@ def pretrain(
         corpus = open_corpus(data_arguments, training_arguments, tokenizer)
         logger.warning(f"{corpus.folder}: {len(corpus):,} sequences, {corpus.num_tokens:,} tokens.")
         return {}
-    rows = training_rows(data_arguments, training_arguments, tokenizer, masking)
-    if distillation_arguments.teacher_cache_dir is not None:
-        if data_arguments.streaming:
-            raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
-        rows.with_sequence_indices = True
+    has_cache = distillation_arguments.teacher_cache_dir is not None
+    rows = training_rows(data_arguments, training_arguments, tokenizer, masking, with_sequence_indices=has_cache)
+    if has_cache:
         cache_dir = distillation_arguments.teacher_cache_dir
         with training_arguments.main_process_first(local=False):
             teacher = CachedTeacher(teacher, rows.corpus, cache_dir, model_arguments.teacher_name_or_path)

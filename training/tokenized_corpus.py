@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modernalbert.command_line import UserError, atomic_folder
+from modernalbert.command_line import UserError, atomic_folder, first_sentence
 
 
 MANIFEST = "corpus.json"
@@ -198,6 +198,7 @@ def describe_input(file: str) -> dict:
 
 
 def token_features():
+    """The one column of a tokenised source: `input_ids`, lists of int32."""
     from datasets import Features, List, Value
 
     return Features({"input_ids": List(Value("int32"))})
@@ -227,8 +228,6 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
         UserError: as `prepare_corpus`.
     """
     from datasets import load_dataset
-
-    from modernalbert.command_line import first_sentence
 
     if len(files) == 1 and not Path(files[0]).exists() and Path(files[0]).suffix not in TEXT_KINDS:
         name, _, rest = files[0].partition(":")
