@@ -23,6 +23,7 @@ from .modeling_modernalbert import (
     ModernALBERTModel,
     ModernALBERTPreTrainedModel,
 )
+from .tuner_mol import MoLConfig, MoLModel
 from .upcycle import upcycle_modernbert
 
 
@@ -42,6 +43,8 @@ for _auto_class, _model_class in (
     _auto_class.register(ModernALBERTConfig, _model_class, exist_ok=True)
 
 __all__ = [
+    "MoLConfig",
+    "MoLModel",
     "ModernALBERTConfig",
     "ModernALBERTForMaskedLM",
     "ModernALBERTForMultipleChoice",

@@ -18,20 +18,19 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
-from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts, summarise_routing
+from modernalbert.merge_methods import MERGE_METHODS
+from modernalbert.modeling_mol import Experts, MoLFeedForward, summarise_routing
 
 
 logger = logging.getLogger(__name__)
@@ -40,85 +39,6 @@ WEIGHTS = ("uniform", "ema", "calibration")
 SAVES = ("adapter", "folded", "both")
 # What a merge writes, and may therefore replace.
 WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
-
-
-# --- methods ---------------------------------------------------------------------------------------------------------
-
-
-class MergedExpert(NamedTuple):
-    """One LoRA in place of E, and the share of the averaged deltas' squared norm it keeps, by projection."""
-
-    expert: Experts  # E = 1, scaling 1
-    energy_in: float
-    energy_out: float
-
-
-MERGE_METHODS: dict[str, Callable[[Experts, torch.Tensor, int | None], MergedExpert]] = {}
-
-
-def register_merge_method(name: str) -> Callable:
-    """
-    Make a function available as `method=name`.
-
-    A method takes (experts in float64, weights (E,) in float64, rank or None) and returns a MergedExpert.
-    """
-
-    def decorator(function: Callable) -> Callable:
-        MERGE_METHODS[name] = function
-        return function
-
-    return decorator
-
-
-@register_merge_method("linear")
-def merge_linear(experts: Experts, weights: torch.Tensor, rank: int | None) -> MergedExpert:
-    """sum_e w_e Delta_e, exactly, by concatenation: rank E r."""
-    exact_rank = experts.A_in.shape[0] * experts.A_in.shape[1]
-    if rank not in (None, exact_rank):
-        raise ValueError(
-            f"rank={rank} is not allowed with method='linear': it must be {exact_rank} (num_experts x lora_rank), or "
-            "use method='svd'."
-        )
-    return MergedExpert(concatenate_experts(experts, weights), 1.0, 1.0)
-
-
-@register_merge_method("svd")
-def merge_svd(experts: Experts, weights: torch.Tensor, rank: int | None) -> MergedExpert:
-    """The best rank-r approximation of sum_e w_e Delta_e in the Frobenius norm; rank None = that of one expert."""
-    exact = concatenate_experts(experts, weights)
-    full_rank = exact.A_in.shape[1]
-    rank = experts.A_in.shape[1] if rank is None else rank
-    if not 1 <= rank <= full_rank:
-        raise ValueError(f"rank={rank} is not allowed: it must be from 1 to {full_rank} (num_experts x lora_rank).")
-    A_in, B_in, energy_in = truncate_product(exact.A_in[0], exact.B_in[0], rank)
-    A_out, B_out, energy_out = truncate_product(exact.A_out[0], exact.B_out[0], rank)
-    expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
-    return MergedExpert(expert, energy_in, energy_out)
-
-
-def truncate_product(A: torch.Tensor, B: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """
-    Truncated SVD of B A from the factors alone: the product itself is never built.
-
-    Args:
-        A: (R, x).
-        B: (y, R).
-        rank: r <= R.
-
-    Returns:
-        A' (r, x), B' (y, r) with the singular values shared evenly, and the share of the squared norm they keep.
-    """
-    q_a, r_a = torch.linalg.qr(A.T)
-    q_b, r_b = torch.linalg.qr(B)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
-    total = s.square().sum()
-    energy = 1.0 if total == 0 else (s[:rank].square().sum() / total).item()
-    root = s[:rank].sqrt()
-    # Fewer singular values than the rank asked for, where A or B is narrow: the rest are zeros.
-    missing = rank - root.numel()
-    small_a = nn.functional.pad((root[:, None] * vh[: root.numel()]) @ q_a.T, (0, 0, 0, missing))
-    small_b = nn.functional.pad(q_b @ (u[:, : root.numel()] * root), (0, missing))
-    return small_a, small_b, energy
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_modernalbert import ModernALBERTConfig
@@ -45,8 +46,14 @@ from .modeling_mol import (
     MoLRouter,
     RoutedFeedForward,
     build_feed_forward,
+    sum_over_processes,
     summarise_routing,
 )
+
+
+if is_peft_available():
+    # Whoever loads a ModernALBERT, with this package or from a Hub folder alone, can then load MoL adapters.
+    from .tuner_mol import MoLConfig, MoLModel  # noqa: F401
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
@@ -598,11 +605,8 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             usage: (R, E) mean routing weights on this process.
             num_tokens: Scalar, real tokens on this process.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            sums = torch.cat([(usage * num_tokens).flatten(), num_tokens.reshape(1)])
-            torch.distributed.all_reduce(sums)
-            num_tokens = sums[-1]
-            usage = (sums[:-1] / num_tokens.clamp(min=1)).view_as(usage)
+        usage, num_tokens = sum_over_processes(usage * num_tokens, num_tokens)
+        usage = usage / num_tokens.clamp(min=1)
         for group in sorted(set(routed_groups)):
             calls = [i for i, routed_group in enumerate(routed_groups) if routed_group == group]
             self.groups[group].mlp.update_usage(usage[calls], num_tokens)

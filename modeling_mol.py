@@ -174,6 +174,15 @@ def _apply(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     return x if mask is None else x * mask
 
 
+def sum_over_processes(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Each tensor summed over the processes of the run, in one communication."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(tensors)
+    sums = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(sums)
+    return [part.view_as(tensor) for part, tensor in zip(sums.split([t.numel() for t in tensors]), tensors)]
+
+
 def concatenate_experts(experts: Experts, weights: torch.Tensor) -> Experts:
     """
     One LoRA of rank E r whose deltas are sum_e w_e s B_e A_e, exactly: *deltas* are averaged, not factors.
@@ -258,6 +267,56 @@ def reference_mol(
 CPU_TOKEN_BLOCK = 512
 
 
+class Slots(NamedTuple):
+    """What each of the k slots of a token holds, for experts whose factors are stacked to rank E r."""
+
+    blocks: torch.Tensor  # (k, T, E r), the scale s in the block of the slot's expert, else 0
+    gates: torch.Tensor  # (k, T, 1), routing weights
+
+
+def fill_slots(
+    routing_weights: torch.Tensor, experts_index: torch.Tensor, experts: Experts, dtype: torch.dtype
+) -> Slots:
+    """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
+    num_experts, rank, _ = experts.A_in.shape
+    blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
+    return Slots(blocks.repeat_interleave(rank, dim=-1), routing_weights.to(dtype).t().unsqueeze(-1))
+
+
+def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """P_in x (T, n), all A_in x (T, E r) and (E, n, r) -> the h_e of the k slots, (k, T, n)."""
+    B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, n)
+    num_slots = slots.blocks.shape[0]
+    return torch.baddbmm(base.expand(num_slots, -1, -1), low_rank * slots.blocks, B_in.expand(num_slots, -1, -1))
+
+
+def mix_slots(
+    hidden: torch.Tensor, A_out: torch.Tensor, slots: Slots, lora_out_mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The activated k slots u_e (k, T, f) -> what P_out gets, sum_e q_e u_e (T, f), and what B_out gets (T, E r).
+
+    Args:
+        A_out: (E, r, f).
+        lora_out_mask: (T, f) scaled keep-mask on the input of A_out.
+    """
+    low_rank = nn.functional.linear(_apply(lora_out_mask, hidden), A_out.flatten(0, 1))
+    return (hidden * slots.gates).sum(dim=0), (low_rank * (slots.blocks * slots.gates)).sum(dim=0)
+
+
+def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tensor) -> torch.Tensor:
+    """P_out's result (T, d), low-rank states (T, E r) and (E, d, r) -> (T, d)."""
+    return output + nn.functional.linear(low_rank, B_out.transpose(0, 1).flatten(1))
+
+
+def token_blocks(tokens: torch.Tensor) -> list[slice] | None:
+    """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
+    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
+    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > CPU_TOKEN_BLOCK):
+        return None
+    return [slice(start, start + CPU_TOKEN_BLOCK) for start in range(0, tokens.shape[0], CPU_TOKEN_BLOCK)]
+
+
 @register_mol_backend("masked")
 def masked_mol(
     x: torch.Tensor,
@@ -274,38 +333,21 @@ def masked_mol(
     which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
     k r (d + n_in + f + d) for a gather.
     """
-    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
-    if x.device.type == "cpu" and statically_known_true(x.shape[0] > CPU_TOKEN_BLOCK):
+    blocks = token_blocks(x)
+    if blocks is not None:
         outputs = []
-        for start in range(0, x.shape[0], CPU_TOKEN_BLOCK):
-            rows = slice(start, start + CPU_TOKEN_BLOCK)
+        for rows in blocks:
             block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
             outputs.append(masked_mol(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
         return torch.cat(outputs)
 
-    num_experts, rank, _ = experts.A_in.shape
-    linear = nn.functional.linear
-    A_in, A_out = experts.A_in.flatten(0, 1), experts.A_out.flatten(0, 1)  # (E r, d), (E r, f)
-    B_in = experts.B_in.transpose(0, 1).flatten(1)  # (n_in, E r)
-    B_out = experts.B_out.transpose(0, 1).flatten(1)  # (d, E r)
     base = ffn.project_in(x)
-    low_rank = linear(_apply(masks.lora_in, x), A_in)
     # Under autocast the projections are narrower than x: all that follows has their dtype.
-    # k times (T, E r): scale s where the slot holds the expert of that block, else 0.
-    blocks = expert_mask(experts_index, num_experts).to(base.dtype) * experts.scaling
-    blocks = blocks.repeat_interleave(rank, dim=-1).unbind(dim=1)
-    gates = routing_weights.to(base.dtype).unsqueeze(-1).unbind(dim=1)  # k times (T, 1)
-    mixture = low_rank_mixture = None
-    for block, gate in zip(blocks, gates):
-        hidden = ffn.activate(torch.addmm(base, low_rank * block, B_in.t()))
-        hidden = _apply(masks.ffn, hidden)
-        low_rank_out = linear(_apply(masks.lora_out, hidden), A_out) * (block * gate)
-        if mixture is None:
-            mixture, low_rank_mixture = hidden * gate, low_rank_out
-        else:
-            mixture = torch.addcmul(mixture, hidden, gate)
-            low_rank_mixture = low_rank_mixture + low_rank_out
-    return ffn.project_out(mixture) + linear(low_rank_mixture, B_out)
+    slots = fill_slots(routing_weights, experts_index, experts, base.dtype)
+    low_rank = nn.functional.linear(_apply(masks.lora_in, x), experts.A_in.flatten(0, 1))
+    hidden = _apply(masks.ffn, ffn.activate(expand_slots(base, low_rank, experts.B_in, slots)))
+    mixture, low_rank = mix_slots(hidden, experts.A_out, slots, masks.lora_out)
+    return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
 
 def resolve_mol_backend(name: str) -> Callable:

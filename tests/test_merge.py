@@ -18,7 +18,8 @@ from modernalbert import (
     ModernALBERTModel,
 )
 from modernalbert.merge_experts import command as merge_command
-from modernalbert.merge_experts import merge_experts, truncate_product
+from modernalbert.merge_experts import merge_experts
+from modernalbert.merge_methods import truncate_product
 
 
 IDS = torch.arange(3, 39).view(2, 18)
