@@ -22,30 +22,24 @@ gate and dropout run on all of them; before the last one they become one again. 
 
 import inspect
 import json
-import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_peft_available, logging
 
 from .ffn_projections import TARGET_MODULES, Projections, ffn_modules, find_projections, linear_shape
-from .merge_methods import MERGE_METHODS
 from .modeling_mol import (
     Experts,
     MoLRouter,
-    Slots,
     add_low_rank,
     concatenate_experts,
     expand_slots,
@@ -53,23 +47,32 @@ from .modeling_mol import (
     init_lora,
     mix_slots,
     route,
-    sum_over_processes,
-    summarise_routing,
     token_blocks,
+)
+from .routing_observer import RoutingObserver, mol_layers
+from .tuner_experts import (
+    FACTORS,
+    MoLMergeReport,
+    add_experts,
+    experts_from_loras,
+    merge_experts,
+    save_as_lora,
+    warn_of_loss,
 )
 
 
 if is_peft_available():
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
-    from peft.utils import AuxiliaryTrainingWrapper, PeftType, get_peft_model_state_dict, register_peft_method
+    from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
 
 
 logger = logging.get_logger(__name__)
 
 MOL_VERSION = 1
 MIXINGS = ("token", "ema", "uniform")
+SCORES = ("linear", "absolute")
 BASE = "__base__"  # peft's name for "no adapter" in `adapter_names`
 
 
@@ -118,6 +121,12 @@ class MoLConfig(PeftConfig):
             `{"up": "w1", "down": "w2"}`, for a gated one with "gate" too.
         expert_mixing: "token" routes each token; "ema" and "uniform" run the weighted mean of the experts as one, with
             the moving average of the routing, or 1 / E, as weights: merging is then exact.
+        num_frozen_experts: How many of the experts, the first ones, are not trained. All of them = only the router is.
+        router_score: A token's score for an expert is its product with the router's row, "linear", or the "absolute"
+            value of that, as for rows that are directions without a sign (`experts_from_loras`).
+        router_bias: Whether the router has a bias (`add_experts` gives it one).
+        router_target_coef: Weight of the cross-entropy of the routing against `expert_labels`, where a forward is given
+            them: one expert number per row, as the number of its task.
         router_aux_loss_coef: Weight of the balance loss, added to the loss of a training forward.
         router_z_loss_coef: Weight of the router's z loss, likewise.
         router_jitter_noise: Half-width of the multiplicative noise on the router's input in training.
@@ -147,6 +156,10 @@ class MoLConfig(PeftConfig):
         default=None, metadata={"help": "Names of gate, up and down projection in an FFN that is not recognised."}
     )
     expert_mixing: str = field(default="token", metadata={"help": "'token', 'ema' or 'uniform'."})
+    num_frozen_experts: int = field(default=0, metadata={"help": "How many of the experts are not trained."})
+    router_score: str = field(default="linear", metadata={"help": "'linear' or 'absolute'."})
+    router_bias: bool = field(default=False, metadata={"help": "Whether the router has a bias."})
+    router_target_coef: float = field(default=1.0, metadata={"help": "Weight of the routing's loss on expert_labels."})
     router_aux_loss_coef: float = field(default=0.01, metadata={"help": "Weight of the balance loss."})
     router_z_loss_coef: float = field(default=0.0, metadata={"help": "Weight of the router's z loss."})
     router_jitter_noise: float = field(default=0.0, metadata={"help": "Noise on the router's input in training."})
@@ -177,7 +190,10 @@ class MoLConfig(PeftConfig):
         require("lora_alpha", self.lora_alpha > 0, "greater than 0")
         require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
         require("expert_mixing", self.expert_mixing in MIXINGS, "one of " + ", ".join(map(repr, MIXINGS)))
-        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        require("router_score", self.router_score in SCORES, "one of " + ", ".join(map(repr, SCORES)))
+        frozen = whole("num_frozen_experts") and 0 <= self.num_frozen_experts <= self.num_experts
+        require("num_frozen_experts", frozen, f"from 0 to {self.num_experts=}")
+        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_target_coef"):
             require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("router_jitter_noise", "router_ema_decay"):
             require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
@@ -235,6 +251,21 @@ class Float32Buffers(BufferDict if is_peft_available() else object):
         return self
 
 
+class AdapterRouter(MoLRouter):
+    """The model's router, (E, d), with what adapters made of others need: a bias, or scores without a sign."""
+
+    def __init__(self, hidden_size: int, config: MoLConfig):
+        super().__init__(hidden_size, config.num_experts, jitter_noise=config.router_jitter_noise)
+        self.is_absolute = config.router_score == "absolute"
+        self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.router_bias else None
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, hidden_states: torch.Tensor, position: int = 0) -> torch.Tensor:
+        logits = super().forward(hidden_states.to(self.weight.dtype), position)
+        logits = logits.abs() if self.is_absolute else logits
+        return logits if self.bias is None else logits + self.bias
+
+
 class AdapterCall(NamedTuple):
     """One adapter's part in one use of the FFN."""
 
@@ -261,7 +292,8 @@ class MoLLayer(nn.Module, BaseTunerLayer):
 
     State by adapter name, with d, n, f the widths of the FFN's input, first projections together, and inner states:
     `mol_router` (weight (E, d)), `mol_A_in` (E, r, d), `mol_B_in` (E, n, r), `mol_A_out` (E, r, f), `mol_B_out`
-    (E, d, r), `mol_usage` (E,), the float32 moving average of the routing. One expert has no router and no usage.
+    (E, d, r), `mol_usage` (E,), the float32 moving average of the routing. One expert has no router and no usage. Of
+    `num_frozen_experts` the factors are buffers, `mol_frozen_A_in` and so on, which no optimizer moves or decays.
 
     Args:
         base_layer: The FFN, or the layer that holds it.
@@ -269,17 +301,23 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("mol_router", "mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out")
-    other_param_names = ("mol_usage", "mol_config")
+    other_param_names = (
+        "mol_usage",
+        "mol_config",
+        "mol_frozen_A_in",
+        "mol_frozen_B_in",
+        "mol_frozen_A_out",
+        "mol_frozen_B_out",
+    )
 
     def __init__(self, base_layer: nn.Module, names: Projections, adapter_name: str, config: MoLConfig):
         super().__init__()
         self.base_layer = base_layer
         self.projection_names = names
         self.mol_router = nn.ModuleDict()
-        self.mol_A_in = nn.ParameterDict()
-        self.mol_B_in = nn.ParameterDict()
-        self.mol_A_out = nn.ParameterDict()
-        self.mol_B_out = nn.ParameterDict()
+        for factor in FACTORS:
+            setattr(self, f"mol_{factor}", nn.ParameterDict())
+            setattr(self, f"mol_frozen_{factor}", BufferDict(persistent=True))
         self.mol_usage = Float32Buffers(persistent=True)
         self.mol_config: dict[str, MoLConfig] = {}
         self._disable_adapters = False
@@ -335,31 +373,42 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: MoLConfig) -> None:
         """Add an adapter, or replace it."""
         E, r, d, f = config.num_experts, config.r, self.hidden_size, self.width
-        shapes = {
-            "mol_A_in": (E, r, d),
-            "mol_B_in": (E, sum(self.input_widths), r),
-            "mol_A_out": (E, r, f),
-            "mol_B_out": (E, self.output_size, r),
-        }
+        shapes = {"A_in": (r, d), "B_in": (sum(self.input_widths), r), "A_out": (r, f), "B_out": (self.output_size, r)}
+        self._remove(adapter_name)
         with torch.no_grad():
-            for name, shape in shapes.items():
-                getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape))
-            for A, B in (("mol_A_in", "mol_B_in"), ("mol_A_out", "mol_B_out")):
-                A, B = getattr(self, A)[adapter_name], getattr(self, B)[adapter_name]
-                init_lora(A, B)
-                if not config.init_weights:
-                    nn.init.normal_(B, std=0.1)
-            for container in (self.mol_router, self.mol_usage):
-                if adapter_name in container:
-                    del container[adapter_name]
+            for factor, shape in shapes.items():
+                frozen = config.num_frozen_experts
+                if frozen < E:
+                    parameter = nn.Parameter(torch.empty(E - frozen, *shape))
+                    getattr(self, f"mol_{factor}")[adapter_name] = parameter
+                if frozen:
+                    getattr(self, f"mol_frozen_{factor}")[adapter_name] = torch.zeros(frozen, *shape)
+            if config.num_frozen_experts < E:
+                for A, B in ((self.mol_A_in, self.mol_B_in), (self.mol_A_out, self.mol_B_out)):
+                    init_lora(A[adapter_name], B[adapter_name])
+                    if not config.init_weights:
+                        nn.init.normal_(B[adapter_name], std=0.1)
             if config.is_routed:
-                router = MoLRouter(d, E, jitter_noise=config.router_jitter_noise)
-                nn.init.normal_(router.weight, std=0.02)
-                self.mol_router[adapter_name] = router
+                self.mol_router[adapter_name] = AdapterRouter(d, config)
                 self.mol_usage[adapter_name] = torch.full((E,), 1 / E, dtype=torch.float32)
         self.mol_config[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _remove(self, adapter_name: str) -> None:
+        for name in self.adapter_layer_names + self.other_param_names:
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
+
+    @torch.no_grad()
+    def load_experts(self, adapter_name: str, experts: Experts) -> None:
+        """Copy factors, of all experts, into an adapter whose shapes they have."""
+        frozen = self.mol_config[adapter_name].num_frozen_experts
+        for factor, value in zip(FACTORS, experts[:4]):
+            if frozen:
+                getattr(self, f"mol_frozen_{factor}")[adapter_name].copy_(value[:frozen])
+            if frozen < len(value):
+                getattr(self, f"mol_{factor}")[adapter_name].copy_(value[frozen:])
 
     def _get_base_layer_device_and_dtype(self, base_layer):
         return super()._get_base_layer_device_and_dtype(self.output_projection)
@@ -379,28 +428,33 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                 "each row of a batch its own with adapter_names."
             )
         super().set_adapter(adapter_names, inference_mode)
-        self._freeze_idle_routers()
+        self.freeze_idle_weights()
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         super().set_requires_grad(adapter_names, requires_grad)
-        self._freeze_idle_routers()
+        self.freeze_idle_weights()
 
-    def _freeze_idle_routers(self) -> None:
+    def freeze_idle_weights(self) -> None:
+        """Keep out of training what gets no gradient; peft makes all of an active adapter trainable."""
         # A router that mixes nothing gets no gradient: frozen, data-parallel training does not wait for one.
         for name, router in self.mol_router.items():
             if self.mol_config[name].expert_mixing != "token":
-                router.weight.requires_grad_(False)
+                router.requires_grad_(False)
 
     def experts(self, adapter_name: str, dtype: torch.dtype | None = None) -> Experts:
         """The experts of an adapter as the mathematics take them."""
-        factors = (getattr(self, name)[adapter_name] for name in ("mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out"))
+        factors = []
+        for factor in FACTORS:
+            containers = (getattr(self, f"mol_frozen_{factor}"), getattr(self, f"mol_{factor}"))
+            parts = [container[adapter_name] for container in containers if adapter_name in container]
+            factors.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         return Experts(*(factor.to(dtype or factor.dtype) for factor in factors), self.mol_config[adapter_name].scaling)
 
     def expert_weights(self, adapter_name: str, weights: str = "ema") -> torch.Tensor:
         """(E,) weights of the merged expert: "uniform", or "ema", the moving average of the routing."""
         num_experts = self.mol_config[adapter_name].num_experts
         if weights == "uniform" or num_experts == 1:
-            return torch.full((num_experts,), 1 / num_experts, device=self.mol_A_in[adapter_name].device)
+            return torch.full((num_experts,), 1 / num_experts, device=self.output_projection.weight.device)
         # A copy: the average moves on at the end of a training forward, and a checkpoint recompute must see this one.
         return self.mol_usage[adapter_name].clone()
 
@@ -488,7 +542,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         for name, rows in self._adapters_of_tokens(tokens.shape[0], x.device):
             mine = tokens if rows is None else tokens[rows]
             adapters.append(self._call_adapter(name, rows, mine, x.shape[:-1], dtype))
-        num_slots = max((adapter.routing_weights.shape[-1] for adapter in adapters), default=1)
+        num_slots = max([adapter.routing_weights.shape[-1] for adapter in adapters])
         return FFNCall(x.shape[:-1], num_slots, adapters, set())
 
     def _call_adapter(
@@ -500,7 +554,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         if config.is_routed and (config.expert_mixing == "token" or self.recorded is not None):
             router = self.mol_router[name]
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.expert_mixing == "token"):
-                logits = router(tokens.to(router.weight.dtype))
+                logits = router(tokens)
             if self.recorded is not None and rows is None:
                 self._call_logits.append(logits.view(*shape, -1))
         if logits is not None and config.expert_mixing == "token":
@@ -534,7 +588,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
 
     @staticmethod
     def _mix(hidden: torch.Tensor, adapter: AdapterCall) -> tuple[torch.Tensor, torch.Tensor]:
-        slots: Slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, hidden.dtype)
+        slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, hidden.dtype)
         mask = None
         if adapter.dropout:
             mask = nn.functional.dropout(torch.ones_like(hidden[0]), adapter.dropout)
@@ -612,120 +666,6 @@ class MoLLayer(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
-
-
-# --- losses and statistics of one forward ----------------------------------------------------------------------------
-
-
-class RoutingObserver:
-    """
-    Hooks on a whole model: they listen to its MoL layers during one forward, and then
-
-    - in training add the balance and z losses to the loss, and move the averages of the routing;
-    - for `output_router_logits=True` put `router_logits` (one (batch, sequence, E) per use of an FFN, in the order of
-      the layers) and, in training, `aux_loss` into the output.
-    """
-
-    def __init__(self):
-        self.is_asked = False
-
-    def attach(self, model: nn.Module) -> None:
-        """Listen to a model; a second time changes nothing."""
-        if not any(
-            isinstance(getattr(hook, "__self__", None), RoutingObserver) for hook in model._forward_hooks.values()
-        ):
-            model.register_forward_pre_hook(self.before, with_kwargs=True)
-            model.register_forward_hook(self.after, with_kwargs=True)
-
-    @staticmethod
-    def detach(model: nn.Module) -> None:
-        """Stop listening to a model."""
-        for hooks, with_kwargs in (
-            (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs),
-            (model._forward_hooks, model._forward_hooks_with_kwargs),
-        ):
-            for number, hook in list(hooks.items()):
-                if isinstance(getattr(hook, "__self__", None), RoutingObserver):
-                    del hooks[number], with_kwargs[number]
-
-    def before(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        is_asked = bool(kwargs.get("output_router_logits"))
-        if "output_router_logits" not in inspect.signature(model.forward).parameters:
-            kwargs = {name: value for name, value in kwargs.items() if name != "output_router_logits"}
-        self.is_asked = is_asked
-        listening = is_asked or (model.training and torch.is_grad_enabled())
-        for _, layer in mol_layers(model):
-            layer.recorded = [] if listening else None
-        return args, kwargs
-
-    def after(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        records: dict[str, list[torch.Tensor]] = {}
-        layers = dict(mol_layers(model))
-        for name, layer in layers.items():
-            if layer.recorded:
-                records[name] = layer.recorded
-            layer.recorded = None
-        if not records:
-            return output
-        aux_loss = None
-        if model.training and torch.is_grad_enabled():
-            aux_loss = self._finish_step(layers, records, kwargs)
-        loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-        if aux_loss is not None and loss is not None and kwargs.get("labels") is not None:
-            # Where the loss is a sum over the labels of the whole optimizer step, this is this batch's share of them.
-            num_items = kwargs.get("num_items_in_batch")
-            share = 1 if num_items is None else (kwargs["labels"] != -100).sum() / num_items
-            loss = loss + share * aux_loss.to(loss.device)
-            if isinstance(output, tuple):
-                output = (loss, *output[1:])
-            else:
-                output["loss"] = loss
-        if self.is_asked and not isinstance(output, tuple):
-            output["router_logits"] = tuple(logits for record in records.values() for logits in record)
-            if aux_loss is not None:
-                output["aux_loss"] = aux_loss
-        return output
-
-    @staticmethod
-    def _finish_step(
-        layers: dict[str, MoLLayer], records: dict[str, list[torch.Tensor]], kwargs: dict
-    ) -> torch.Tensor | None:
-        """The auxiliary loss, a mean over all uses of FFNs; the averages of the routing move, over all processes."""
-        losses, usages, counts, averages, decays = [], [], [], [], []
-        for name, record in records.items():
-            (adapter_name,) = (
-                adapter for adapter in layers[name].active_adapters if adapter in layers[name].mol_config
-            )
-            config = layers[name].mol_config[adapter_name]
-            mask = token_mask(name, record[0], kwargs)
-            k = config.num_experts_per_tok
-            # The uses of a shared FFN may differ in length, as in an encoder and a decoder.
-            summaries = [summarise_routing((logits,), k, mask) for logits in record]
-            if config.expert_mixing == "token":
-                coefficients = config.router_aux_loss_coef, config.router_z_loss_coef
-                losses += [coefficients[0] * s.balance_loss + coefficients[1] * s.z_loss for s in summaries]
-            counts.append(sum(s.num_tokens for s in summaries))
-            usages.append(sum(s.usage[0] * s.num_tokens for s in summaries))
-            averages.append(layers[name].mol_usage[adapter_name])
-            decays.append(config.router_ema_decay)
-        sums = sum_over_processes(*usages, *counts)
-        for usage, num_tokens, average, decay in zip(sums, sums[len(usages) :], averages, decays):
-            moved = torch.lerp((usage / num_tokens.clamp(min=1)).to(average), average, decay)
-            average.copy_(torch.where(num_tokens > 0, moved, average))
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean() if losses else None
-
-
-def token_mask(layer_name: str, logits: torch.Tensor, kwargs: dict) -> torch.Tensor | None:
-    """The (batch, sequence) mask of real tokens that fits a layer's router logits, or None if there is none."""
-    name = "decoder_attention_mask" if "decoder" in layer_name.split(".") and "decoder_input_ids" in kwargs else None
-    mask = kwargs.get(name or "attention_mask")
-    fits = isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == logits[..., 0].numel()
-    return mask if fits else None
-
-
-def mol_layers(model: nn.Module) -> Iterator[tuple[str, MoLLayer]]:
-    """The MoL layers of a model, by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, MoLLayer))
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -850,168 +790,23 @@ class MoLModel(BaseTuner):
             if adapter in layer.mol_usage
         }
 
-    # -- merging
+    # -- experts in and out (tuner_experts.py says how)
 
-    def merge_experts(
-        self,
-        weights: str | Sequence[float] = "ema",
-        method: str = "linear",
-        rank: int | None = None,
-        adapter_name: str | None = None,
-        new_adapter_name: str | None = None,
-        calibration: Sequence[dict] | None = None,
-    ) -> "MoLMergeReport":
-        """
-        Replace an adapter's E experts by one, Delta = sum_e w_e Delta_e, which is a LoRA on all projections of the FFN.
+    def merge_experts(self, *args, **kwargs) -> MoLMergeReport:
+        """Replace an adapter's experts by one: `tuner_experts.merge_experts`."""
+        return merge_experts(self, *args, **kwargs)
 
-        Exact for one expert, and where the adapter ran with `expert_mixing="ema"` or "uniform" and is merged with the
-        same weights; otherwise the routing depended on the token, and the report measures what is lost.
+    def save_as_lora(self, folder: str | Path, adapter_name: str | None = None) -> Path:
+        """Write an adapter of one expert as a stock LoRA: `tuner_experts.save_as_lora`."""
+        return save_as_lora(self, folder, adapter_name)
 
-        Args:
-            weights: "uniform" (1/E), "ema" (the moving average of the routing), "calibration" (mean routing weights on
-                the calibration batches), or E numbers.
-            method: "linear" (exact sum, rank E r) or "svd" (best of `rank`, by default r).
-            adapter_name: Which adapter; None = the active one.
-            new_adapter_name: Keep it, and add the merged one under this name; None = in its place.
-            calibration: Batches of model inputs to measure on; None = random inputs, and the report says so.
+    def experts_from_loras(self, folders: Sequence[str | Path], adapter_name: str | None = None) -> None:
+        """Make one expert of each stock LoRA: `tuner_experts.experts_from_loras`."""
+        experts_from_loras(self, folders, adapter_name)
 
-        Raises:
-            ValueError: there is no such adapter, or weights, method or rank are not allowed.
-        """
-        adapter_name = adapter_name or self.active_adapters[0]
-        if adapter_name not in self.peft_config:
-            raise ValueError(
-                f"adapter_name={adapter_name!r} is not allowed: the adapters are "
-                f"{', '.join(map(repr, self.peft_config))}."
-            )
-        if new_adapter_name in self.peft_config:
-            raise ValueError(f"new_adapter_name={new_adapter_name!r} is not allowed: there is an adapter of that name.")
-        if method not in MERGE_METHODS:
-            raise ValueError(
-                f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, MERGE_METHODS))}."
-            )
-        if any(adapter_name in layer.merged_adapters for _, layer in mol_layers(self.model)):
-            raise ValueError(
-                f"adapter_name={adapter_name!r} is not allowed: it is merged into the base; unmerge it first."
-            )
-        config: MoLConfig = self.peft_config[adapter_name]
-        batches, measured_on = self._batches(calibration)
-        layers = {name: layer for name, layer in mol_layers(self.model) if adapter_name in layer.mol_config}
-        layer_weights = self._resolve_weights(weights, adapter_name, layers, calibration)
-        with self._only(adapter_name):
-            before = self._measure(batches)
-            merged = {}
-            for name, layer in layers.items():
-                experts = layer.experts(adapter_name, torch.float64)
-                experts = experts._replace(**{part: getattr(experts, part).detach() for part in experts._fields[:4]})
-                merged[name] = MERGE_METHODS[method](experts, layer_weights[name].double(), rank)
-        new_rank = next(iter(merged.values())).expert.A_in.shape[1]
-        new_config = replace(config, num_experts=1, num_experts_per_tok=1, r=new_rank, lora_alpha=new_rank)
-        target = new_adapter_name or adapter_name
-        self._put_merged(target, new_config, layers, merged)
-        with self._only(target):
-            after = self._measure(batches)
-        return MoLMergeReport(
-            adapter_name=target,
-            method=method,
-            weights=weights if isinstance(weights, str) else "explicit",
-            rank=new_rank,
-            layer_weights={name: value.tolist() for name, value in layer_weights.items()},
-            energy_kept={name: [result.energy_in, result.energy_out] for name, result in merged.items()},
-            measured_on=measured_on,
-            relative_error_of_output=relative_error(before.outputs, after.outputs),
-            loss_before=before.loss,
-            loss_after=after.loss,
-        )
-
-    def _put_merged(self, adapter_name: str, config: MoLConfig, layers: dict[str, MoLLayer], merged: dict) -> None:
-        self.peft_config[adapter_name] = config
-        for name, layer in layers.items():
-            trainable = any(
-                p.requires_grad for a in layer.active_adapters if a in layer.mol_A_in for p in [layer.mol_A_in[a]]
-            )
-            dtype = next(iter(layer.mol_A_in.values())).dtype
-            layer.update_layer(adapter_name, config)
-            for part, value in zip(("A_in", "B_in", "A_out", "B_out"), merged[name].expert[:4]):
-                container = getattr(layer, f"mol_{part}")
-                old = container[adapter_name]
-                container[adapter_name] = nn.Parameter(value.to(device=old.device, dtype=dtype))
-            layer.set_adapter(layer.active_adapters, inference_mode=not trainable)
-
-    def _resolve_weights(
-        self,
-        weights: str | Sequence[float],
-        adapter_name: str,
-        layers: dict[str, MoLLayer],
-        calibration: Sequence[dict] | None,
-    ) -> dict[str, torch.Tensor]:
-        """The (E,) mixing weights of each layer."""
-        num_experts = self.peft_config[adapter_name].num_experts
-        if not isinstance(weights, str):
-            weights = torch.tensor(list(weights), dtype=torch.float32)
-            if len(weights) != num_experts or not weights.isfinite().all():
-                raise ValueError(f"weights={weights.tolist()} is not allowed: it must be {num_experts} finite numbers.")
-            return {name: weights.to(layer.mol_A_in[adapter_name].device) for name, layer in layers.items()}
-        if weights not in ("uniform", "ema", "calibration"):
-            raise ValueError(
-                f"weights={weights!r} is not allowed: it must be 'uniform', 'ema', 'calibration' or {num_experts} "
-                "numbers."
-            )
-        if weights == "calibration" and not calibration:
-            raise ValueError("weights='calibration' is not allowed without calibration batches.")
-        if weights != "calibration" or num_experts == 1:
-            return {name: layer.expert_weights(adapter_name, weights) for name, layer in layers.items()}
-        totals = dict.fromkeys(layers, 0)
-        with self._only(adapter_name), torch.no_grad():
-            for batch in calibration:
-                for layer in layers.values():
-                    layer.recorded = []
-                self.model(**batch)
-                for name, layer in layers.items():
-                    mask = token_mask(name, layer.recorded[0], batch)
-                    k = layer.mol_config[adapter_name].num_experts_per_tok
-                    for logits in layer.recorded:
-                        summary = summarise_routing((logits,), k, mask)
-                        totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
-                    layer.recorded = None
-        return {name: total / total.sum() for name, total in totals.items()}
-
-    @contextmanager
-    def _only(self, adapter_name: str) -> Iterator[None]:
-        """Evaluation mode with one adapter active; everything is put back afterwards."""
-        modes = {module: module.training for module in self.model.modules()}
-        active = {layer: (layer._active_adapter, layer._disable_adapters) for _, layer in mol_layers(self.model)}
-        self.model.eval()
-        for layer in active:
-            layer._active_adapter, layer._disable_adapters = [adapter_name], False
-        try:
-            yield
-        finally:
-            for layer, (name, disabled) in active.items():
-                layer._active_adapter, layer._disable_adapters = name, disabled
-            for module, mode in modes.items():
-                module.training = mode
-
-    def _batches(self, calibration: Sequence[dict] | None) -> tuple[list[dict], str]:
-        if calibration is not None:
-            batches = list(calibration)
-            if not batches:
-                raise ValueError("calibration=[] is not allowed: it must hold at least one batch.")
-            return batches, "the calibration batches"
-        return [random_inputs(self.model)], "random inputs (no calibration batches given)"
-
-    @torch.no_grad()
-    def _measure(self, batches: list[dict]) -> "Measurement":
-        outputs, losses = [], []
-        for batch in batches:
-            output = self.model(**batch)
-            loss = getattr(output, "loss", None)
-            losses += [] if loss is None else [loss.item()]
-            states = output.get("logits", None) if hasattr(output, "get") else output
-            if states is None:
-                states = next((v for n, v in output.items() if n != "loss" and isinstance(v, torch.Tensor)), None)
-            outputs.append(states.float())
-        return Measurement(outputs, sum(losses) / len(losses) if losses else None)
+    def add_experts(self, number: int, adapter_name: str | None = None) -> None:
+        """Add experts to a trained adapter, whose own are frozen: `tuner_experts.add_experts`."""
+        add_experts(self, number, adapter_name)
 
     def _unload_and_optionally_merge(
         self,
@@ -1022,7 +817,7 @@ class MoLModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             for name in adapter_names or self.active_adapters:
-                self._warn_of_loss(name)
+                warn_of_loss(self, name)
         model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -1031,162 +826,12 @@ class MoLModel(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         for name in adapter_names or self.active_adapters:
-            self._warn_of_loss(name)
+            warn_of_loss(self, name)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-
-    def _warn_of_loss(self, adapter_name: str) -> None:
-        """Say what merging an adapter changes, measured, where it is not exact."""
-        config = self.peft_config.get(adapter_name)
-        layers = [layer for _, layer in mol_layers(self.model) if adapter_name in layer.mol_config and not layer.merged]
-        if config is None or not config.is_routed or config.expert_mixing != "token" or not layers:
-            return
-        batches, measured_on = self._batches(None)
-        with self._only(adapter_name):
-            before = self._measure(batches).outputs
-            for layer in layers:
-                layer.mol_config[adapter_name] = replace(config, expert_mixing="ema")
-            after = self._measure(batches).outputs
-            for layer in layers:
-                layer.mol_config[adapter_name] = config
-        warnings.warn(
-            f"Merging the {config.num_experts} experts of adapter {adapter_name!r} is not exact, because their weights "
-            f"depend on the token: the model's output changes by {100 * relative_error(before, after):.2f} % on "
-            f"{measured_on}. merge_experts(calibration=...) measures it on yours.",
-            stacklevel=3,
-        )
-
-    # -- for people with plain peft
-
-    def save_as_lora(self, folder: str | Path, adapter_name: str | None = None) -> Path:
-        """
-        Write an adapter of one expert as a stock `LoraConfig` checkpoint, which peft loads with none of this code.
-
-        Args:
-            folder: Must not exist, or be empty.
-            adapter_name: Which adapter; None = the active one.
-
-        Raises:
-            ValueError: the adapter has several experts (call `merge_experts` first), or the folder is not empty.
-        """
-        adapter_name = adapter_name or self.active_adapters[0]
-        config: MoLConfig = self.peft_config[adapter_name]
-        if config.num_experts > 1:
-            raise ValueError(
-                f"Adapter {adapter_name!r} has {config.num_experts} experts, a LoRA has one: call merge_experts first."
-            )
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty.")
-        state = get_peft_model_state_dict(self.model, adapter_name=adapter_name)
-        state = {f"base_model.model.{name}": value for name, value in state.items() if ".mol_" not in name}
-        targets, is_conv1d = [], False
-        for name, layer in mol_layers(self.model):
-            if adapter_name not in layer.mol_config:
-                continue
-            experts = layer.experts(adapter_name)
-            parts = list(zip(layer.projection_names.inputs, experts.B_in[0].split(layer.input_widths)))
-            parts = [(path, experts.A_in[0], B) for path, B in parts]
-            for path, A, B in (*parts, (layer.projection_names.output, experts.A_out[0], experts.B_out[0])):
-                # Full paths: a bare "Wo" would hit attention too.
-                targets.append(f"{name}.{path}")
-                state[f"base_model.model.{name}.{path}.lora_A.weight"] = A.detach()
-                state[f"base_model.model.{name}.{path}.lora_B.weight"] = B.detach()
-                is_conv1d |= isinstance(layer.get_base_layer().get_submodule(path), Conv1D)
-        lora = LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            target_modules=targets,
-            modules_to_save=config.modules_to_save,
-            fan_in_fan_out=is_conv1d,
-            task_type=config.task_type,
-            base_model_name_or_path=config.base_model_name_or_path,
-            inference_mode=True,
-        )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            save_file(
-                {name: value.contiguous().cpu() for name, value in state.items()},
-                temporary / "adapter_model.safetensors",
-            )
-            lora.save_pretrained(temporary)
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
 
 
 def _add_names(adapter_names: list[str], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, kwargs | {"adapter_names": adapter_names}
-
-
-class Measurement(NamedTuple):
-    """What a model said to some batches."""
-
-    outputs: list[torch.Tensor]
-    loss: float | None
-
-
-@dataclass
-class MoLMergeReport:
-    """
-    What merging an adapter did.
-
-    Attributes:
-        adapter_name: Of the merged adapter.
-        layer_weights: The experts' weights, by layer.
-        energy_kept: Share of the merged deltas' squared norm that is kept, (first, last) projections, by layer.
-        measured_on: What the errors were measured on.
-        relative_error_of_output: |merged - routed| / |routed|, of the model's logits (or last states).
-        loss_before, loss_after: Mean loss of the calibration batches that have labels.
-    """
-
-    adapter_name: str
-    method: str
-    weights: str
-    rank: int
-    layer_weights: dict[str, list[float]]
-    energy_kept: dict[str, list[float]]
-    measured_on: str
-    relative_error_of_output: float
-    loss_before: float | None = None
-    loss_after: float | None = None
-
-
-def relative_error(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """|after - before| / |before| over all batches."""
-    difference = sum((b - a).square().sum().item() for a, b in zip(before, after))
-    return (difference / max(sum(a.square().sum().item() for a in before), 1e-30)) ** 0.5
-
-
-def random_inputs(model: nn.Module, batch_size: int = 4, length: int = 32) -> dict[str, torch.Tensor]:
-    """
-    Inputs of the right form with nothing in them, always the same.
-
-    Raises:
-        ValueError: the model takes something else than token ids, pixels or audio features.
-    """
-    generator = torch.Generator().manual_seed(0)
-    config, device = model.config, next(model.parameters()).device
-    text = getattr(config, "text_config", None) or config
-    vision = getattr(config, "vision_config", None) or config
-    names = inspect.signature(model.forward).parameters
-    length = min(length, getattr(text, "max_position_embeddings", length))
-    inputs = {}
-    if "input_features" in names and hasattr(config, "num_mel_bins"):
-        shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs["input_features"] = torch.randn(shape, generator=generator)
-    elif "input_ids" in names and hasattr(text, "vocab_size"):
-        inputs["input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
-    if "pixel_values" in names and hasattr(vision, "image_size"):
-        shape = (batch_size, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
-        inputs["pixel_values"] = torch.randn(shape, generator=generator)
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
-    if not inputs:
-        raise ValueError(f"{type(model).__name__} takes inputs of its own kind: give calibration batches.")
-    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, state: dict[str, torch.Tensor]) -> None:
@@ -1200,19 +845,17 @@ def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, 
     for name, layer in mol_layers(model):
         if adapter_name not in layer.mol_config:
             continue
-        for part in (*layer.adapter_layer_names, "mol_usage"):
-            container = getattr(layer, part)
-            if adapter_name not in container:
+        for key, value in layer.state_dict().items():
+            part, _, rest = key.partition(".")
+            if part == "base_layer" or rest.split(".")[0] != adapter_name:
                 continue
-            key = f"{name}.{part}.{adapter_name}" + (".weight" if part == "mol_router" else "")
-            value = container[adapter_name]
-            value = value.weight if part == "mol_router" else value
-            if key not in state:
+            if f"{name}.{key}" not in state:
                 raise ValueError(f"The adapter has no {part} for {name}.{base}")
-            if state[key].shape != value.shape:
+            found = tuple(state[f"{name}.{key}"].shape)
+            if found != tuple(value.shape):
                 raise ValueError(
-                    f"The adapter's {part} for {name} is {tuple(state[key].shape)}, and this model and its "
-                    f"configuration need {tuple(value.shape)}.{base}"
+                    f"The adapter's {part} for {name} is {found}, and this model and its configuration need "
+                    f"{tuple(value.shape)}.{base}"
                 )
 
 
