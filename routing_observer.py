@@ -40,7 +40,7 @@ class RoutingObserver:
     """
 
     def __init__(self):
-        self.is_asked = False
+        self.is_asked = self.is_listening = False
         self.expert_labels: torch.Tensor | None = None
 
     def attach(self, model: nn.Module) -> None:
@@ -68,12 +68,15 @@ class RoutingObserver:
         known = inspect.signature(model.forward).parameters
         ours = {"output_router_logits", "expert_labels"} - known.keys()
         kwargs = {name: value for name, value in kwargs.items() if name not in ours}
-        listening = self.is_asked or (model.training and torch.is_grad_enabled())
-        for _, layer in mol_layers(model):
-            layer.recorded = [] if listening else None
+        self.is_listening = self.is_asked or (model.training and torch.is_grad_enabled())
+        if self.is_listening:
+            for _, layer in mol_layers(model):
+                layer.recorded = []
         return args, kwargs
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        if not self.is_listening:
+            return output
         records: dict[str, list[torch.Tensor]] = {}
         layers = dict(mol_layers(model))
         for name, layer in layers.items():

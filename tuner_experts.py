@@ -377,7 +377,7 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         save_file(
-            {name: value.contiguous().cpu() for name, value in state.items()},
+            {name: value.cpu().contiguous().clone() for name, value in state.items()},
             temporary / "adapter_model.safetensors",
         )
         lora.save_pretrained(temporary)
