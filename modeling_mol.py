@@ -286,8 +286,8 @@ def fill_slots(
 def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
     """P_in x (T, n), all A_in x (T, E r) and (E, n, r) -> the h_e of the k slots, (k, T, n)."""
     B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, n)
-    num_slots = slots.blocks.shape[0]
-    return torch.baddbmm(base.expand(num_slots, -1, -1), low_rank * slots.blocks, B_in.expand(num_slots, -1, -1))
+    # In place: a product with an addend (baddbmm) would first copy the addend k times, which is slower.
+    return torch.matmul(low_rank * slots.blocks, B_in).add_(base)
 
 
 def mix_slots(
@@ -301,7 +301,11 @@ def mix_slots(
         lora_out_mask: (T, f) scaled keep-mask on the input of A_out.
     """
     low_rank = nn.functional.linear(_apply(lora_out_mask, hidden), A_out.flatten(0, 1))
-    return (hidden * slots.gates).sum(dim=0), (low_rank * (slots.blocks * slots.gates)).sum(dim=0)
+    # Slot by slot: a product of all k at once would be another tensor of their size.
+    mixture = hidden[0] * slots.gates[0]
+    for u, gate in zip(hidden[1:], slots.gates[1:]):
+        mixture = torch.addcmul(mixture, u, gate)
+    return mixture, (low_rank * (slots.blocks * slots.gates)).sum(dim=0)
 
 
 def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tensor) -> torch.Tensor:

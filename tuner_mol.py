@@ -38,6 +38,7 @@ from transformers.utils import is_peft_available, logging
 
 from .ffn_projections import TARGET_MODULES, Projections, ffn_modules, find_projections, linear_shape
 from .modeling_mol import (
+    CPU_TOKEN_BLOCK,
     Experts,
     MoLRouter,
     add_low_rank,
@@ -497,20 +498,34 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         return output
 
     def _run_in_blocks(self, *args, **kwargs):
-        """An FFN alone takes its tokens in blocks, so that the k copies of each stay in cache."""
-        is_ffn = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) and self.row_adapters is None
-        if is_ffn and "." not in self.projection_names.output and self._has_one_argument:
-            x = args[0]
-            tokens = x.reshape(-1, x.shape[-1])
-            blocks = token_blocks(tokens)
-            if blocks is not None:
-                outputs = [self.base_layer(tokens[rows].unsqueeze(0)) for rows in blocks]
-                return torch.cat(outputs, dim=1).view(*x.shape[:-1], -1)
+        """On the CPU, let the FFN take its tokens in blocks where it can: the k copies of each then stay in cache."""
+        x = args[0] if args else None
+        if not isinstance(x, torch.Tensor) or self.row_adapters is not None or torch.compiler.is_compiling():
+            return self.base_layer(*args, **kwargs)
+        tokens = x.reshape(-1, x.shape[-1])
+        blocks = token_blocks(tokens)
+        if blocks is None:
+            return self.base_layer(*args, **kwargs)
+        if self._is_ffn_alone and len(args) == 1 and not kwargs:
+            outputs = [self.base_layer(tokens[rows].unsqueeze(0)) for rows in blocks]
+            return torch.cat(outputs, dim=1).view(*x.shape[:-1], -1)
+        if getattr(self.base_layer, "chunk_size_feed_forward", None) == 0 and x.dim() == 3:
+            # A layer of BERT's kind cuts its sequences itself, if the length divides.
+            size = max(
+                (c for c in range(1, x.shape[1]) if x.shape[1] % c == 0 and c * len(x) <= CPU_TOKEN_BLOCK), default=0
+            )
+            if 4 * size * len(x) >= CPU_TOKEN_BLOCK:
+                self.base_layer.chunk_size_feed_forward = size
+                try:
+                    return self.base_layer(*args, **kwargs)
+                finally:
+                    self.base_layer.chunk_size_feed_forward = 0
         return self.base_layer(*args, **kwargs)
 
     @property
-    def _has_one_argument(self) -> bool:
-        return len(inspect.signature(self.get_base_layer().forward).parameters) == 1
+    def _is_ffn_alone(self) -> bool:
+        parameters = inspect.signature(self.get_base_layer().forward).parameters
+        return len(parameters) == 1 and "." not in self.projection_names.output
 
     def _after_input(self, number: int, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Behind a first projection: the h_e of the k chosen experts, (k * batch, ..., n)."""
