@@ -3,7 +3,9 @@
 
 import importlib.util
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,11 +163,38 @@ def test_a_decay_branch_leaves_the_stable_phase(pretrain, models, tmp_path):
     assert after == sorted(after, reverse=True) and after[-1] < 1.6e-3
 
 
-def test_streaming_sources_with_weights(pretrain, text, tmp_path):
-    changes = {"source_weights": 1, "max_steps": 4}
-    first = pretrain(tmp_path / "one", "--streaming", **changes)
-    second = pretrain(tmp_path / "two", "--streaming", **changes)
-    assert losses(first) == losses(second) and len(first) == 4
+def test_a_branch_that_was_cut_off_goes_on_from_its_own_checkpoint(pretrain, tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9}
+    pretrain(tmp_path / "trunk", **saving)
+    branch = {"resume_from_checkpoint": tmp_path / "trunk" / "checkpoint-4", "max_steps": 12, **saving}
+    whole = pretrain(tmp_path / "branch", **branch)
+    (tmp_path / "branch" / "all_results.json").unlink()
+    shutil.rmtree(tmp_path / "branch" / "checkpoint-12")
+    with caplog.at_level(logging.WARNING):
+        again = pretrain(tmp_path / "branch", **branch)
+    assert f"Continuing from {tmp_path / 'branch' / 'checkpoint-8'}" in caplog.text
+    assert losses(again) == losses(whole)
+
+
+def test_streamed_sources_with_weights_continue_in_the_middle(pretrain, models, text, tmp_path):
+    sources = [str(text / "train.txt"), str(text / "held_out.txt")]
+    changes = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
+    more = ["--streaming", "--train_sources", *sources, "--source_weights", "1", "2"]
+    first = pretrain(tmp_path / "one", *more, **changes)
+    assert losses(pretrain(tmp_path / "two", *more, **changes)) == losses(first) and len(first) == 6
+    (tmp_path / "one" / "all_results.json").unlink()
+    shutil.rmtree(tmp_path / "one" / "checkpoint-6")
+    assert losses(pretrain(tmp_path / "one", *more, **changes)) == losses(first)
+
+
+@pytest.mark.parametrize(
+    "rows, message", [('{"text": "  "}\n' * 9, "no text in its first"), ('{"a": 1}\n', "columns: a")]
+)
+def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows.jsonl").write_text(rows)
+    options = arguments(models, text, tmp_path / "run", "--streaming", train_sources=tmp_path / "rows.jsonl")
+    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    assert code == 2 and message in error, error
 
 
 def test_two_processes_take_the_steps_of_one(pretrain, models, text, tmp_path):

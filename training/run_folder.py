@@ -33,12 +33,14 @@ def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
     """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file.")
-    if resume is not None and resume.lower() not in ("true", "false"):
+    is_named = resume is not None and resume.lower() not in ("true", "false")
+    if is_named:
         if not (Path(resume) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
         if overwrite and folder.resolve() in Path(resume).resolve().parents:
             raise UserError(f"--overwrite_output_dir would delete the checkpoint to resume, {resume}.")
-    elif (folder / "all_results.json").is_file() and not overwrite:
+    is_inside = is_named and folder.resolve() in Path(resume).resolve().parents
+    if (folder / "all_results.json").is_file() and not overwrite and not is_inside:
         raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
 
 
@@ -53,8 +55,14 @@ def remove_earlier_run(folder: Path, patterns: Sequence[str] = EARLIER_RUN) -> N
 
 
 def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
-    """The checkpoint named, else the newest whole one in the folder, if there is one."""
-    if resume is not None and resume.lower() not in ("true", "false"):
+    """
+    Where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
+
+    A checkpoint that lies in the folder itself is taken at its name, as going back to it can only be meant; one from
+    elsewhere is where a branch began, which goes on from its own checkpoints.
+    """
+    is_named = resume is not None and resume.lower() not in ("true", "false")
+    if is_named and folder.resolve() in Path(resume).resolve().parents:
         return resume
     if (resume or "true").lower() == "false":
         return None
@@ -65,7 +73,7 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
             logger.warning(f"Continuing from {checkpoint}.")
             return str(checkpoint)
         logger.warning(f"{checkpoint} was cut off while it was written: passed over.")
-    return None
+    return resume if is_named else None
 
 
 def has_no_weights(folder: Path) -> bool:

@@ -15,7 +15,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +207,7 @@ def token_features():
 
 def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> dict:
     """Texts -> sequences of at most `max_seq_length` tokens; a long text gives several, an empty one none."""
-    texts = [text for text in texts if text and not text.isspace()]
+    texts = tokenizable(texts)
     if not texts:
         return {"input_ids": []}
     encoded = tokenizer(
@@ -252,7 +253,28 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
         raise UserError(
             f"{', '.join(files)}: there is no column {text_column!r}; columns: {', '.join(data.column_names)}."
         )
+    if streaming:
+        check_stream(data, files, text_column)
     return data
+
+
+# Rows of a stream that are looked at before anything long starts.
+STREAM_PEEK = 1000
+
+
+def check_stream(rows: Iterable[dict], files: Sequence[str], text_column: str) -> None:
+    """Raise a UserError if the first rows of a stream have no such column, or nothing but blanks in it."""
+    for row in islice(rows, STREAM_PEEK):
+        if text_column not in row:
+            raise UserError(f"{', '.join(files)}: there is no column {text_column!r}; columns: {', '.join(row)}.")
+        if tokenizable([row[text_column]]):
+            return
+    raise UserError(f"{', '.join(files)}: there is no text in its first {STREAM_PEEK:,} rows.")
+
+
+def tokenizable(texts: list[str | None]) -> list[str]:
+    """The texts that are neither missing nor blank."""
+    return [text for text in texts if text and not text.isspace()]
 
 
 def check_text_file(path: Path) -> str:
