@@ -747,8 +747,9 @@ class MoLModel(BaseTuner):
         setattr(parent, target_name, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Only ever called to give the original back: what is replaced has no weight of its own.
-        child.remove_hooks()
+        # Only ever called to give the original back, of a layer or of a module to save.
+        if isinstance(child, MoLLayer):
+            child.remove_hooks()
         setattr(parent, child_name, new_module)
 
     def _post_injection_hook(self, model: nn.Module, config: MoLConfig, adapter_name: str) -> None:

@@ -249,6 +249,12 @@ def test_copies_are_independent():
     assert any(m._forward_hooks for m in model.modules())
 
 
+def test_unloading_gives_back_the_modules_that_were_saved_too():
+    model = adapted()
+    base = model.merge_and_unload()
+    assert type(base.classifier) is torch.nn.Linear and not any("mol_" in name for name in base.state_dict())
+
+
 def test_a_trainer_trains_it_resumes_and_keeps_its_statistics(tmp_path):
     model = get_peft_model(classifier(), MoLConfig(**CONFIG, router_aux_loss_coef=0.1))
     rows = [{"input_ids": IDS[i % 4], "labels": i % 2} for i in range(16)]
