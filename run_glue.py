@@ -250,7 +250,9 @@ def load_classifier(
                 )
             config.expert_mixing = arguments.expert_mixing
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        # Trained in float32, whatever it was saved in; --bf16 computes in half precision.
         loading = {"trust_remote_code": trust, "attn_implementation": arguments.attn_implementation}
+        loading["dtype"] = torch.float32
         if bare:
             logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
             model = AutoModelForSequenceClassification.from_config(config, **loading)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_models import run_command, tiny_config, tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -354,6 +355,15 @@ def test_a_configuration_alone_starts_from_random_weights_and_says_so(
     arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "bare", "--num_train_epochs", 1]
     code, _, _ = glue(monkeypatch, capsys, workplace, *arguments)
     assert code == 0 and "random weights" in caplog.text
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(monkeypatch, capsys, workplace, nano_tokenizer):
+    tiny_model(ModernALBERTForMaskedLM, vocab_size=30522).bfloat16().save_pretrained(workplace / "half")
+    nano_tokenizer.save_pretrained(workplace / "half")
+    arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "half", "--num_train_epochs", 1]
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    assert code == 0, error
+    assert {value.dtype for value in load_file(workplace / "out/model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
