@@ -7,14 +7,20 @@ from pathlib import Path
 import torch
 from small_models import tiny_model
 from torch.nn.parallel import DistributedDataParallel
+from tuner_models import adapt
 
 from modernalbert import ModernALBERTForMaskedLM
 
 
-def make_model() -> ModernALBERTForMaskedLM:
+def make_model(kind: str) -> torch.nn.Module:
+    """A ModernALBERT with experts of its own ("native"), or one without that has them from an adapter ("adapter")."""
     # The balance loss is not a mean over tokens, and jitter is random: without them both runs are the same mathematics.
     changes = {"num_experts": 8, "num_experts_per_tok": 1, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.0}
-    return tiny_model(ModernALBERTForMaskedLM, **changes).train()
+    if kind == "native":
+        return tiny_model(ModernALBERTForMaskedLM, **changes).train()
+    torch.manual_seed(0)
+    changes["r"] = 4
+    return adapt(tiny_model(ModernALBERTForMaskedLM, ffn_modulation="none"), **changes).train()
 
 
 def global_batch(step: int) -> torch.Tensor:
@@ -24,10 +30,10 @@ def global_batch(step: int) -> torch.Tensor:
 
 def train(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
     """A step per batch; the loss of each."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for ids in batches:
-        loss = model(ids, labels=ids).loss
+        loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -38,7 +44,7 @@ def train(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    model = make_model()
+    model = make_model(sys.argv[2])
     loss = train(DistributedDataParallel(model), [global_batch(step)[rank : rank + 1] for step in range(3)])
     torch.save({"loss": loss, "state": model.state_dict()}, Path(sys.argv[1]) / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
