@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.10",
     packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training", "modernalbert.benchmarks"],
     package_dir={"modernalbert": "."},
-    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "LICENSE"]},
+    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",

@@ -1,0 +1,648 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The mathematics of a Mixture of LoRAs (MoL), in plain torch.
+
+One token state x, a feed-forward network (FFN) with first projection P_in, activation step u(.) and second projection
+P_out, and E LoRA experts (A_in, B_in, A_out, B_out) with scale s:
+
+    h_e = P_in(x) + s B_in,e A_in,e x            u_e = u(h_e)
+    MoL(x) = sum_e q_e (P_out(u_e) + s B_out,e A_out,e u_e)
+
+with q the renormalised top-k of a softmax router (paper, section on the MoL layer). Because the q of a token sum to 1,
+P_in and P_out run once per token, whatever k is:
+
+    MoL(x) = P_out(sum_e q_e u_e) + s sum_e B_out,e A_out,e (q_e u_e)
+
+Shapes used below: T tokens, d hidden size, f FFN width, n_in outputs of P_in (2 f for a GLU, f for a plain MLP),
+E experts of rank r, k experts per token.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+
+# --- routing ---------------------------------------------------------------------------------------------------------
+
+
+class MoLRouter(nn.Module):
+    """
+    Linear router from token states to one logit per expert.
+
+    `weight` is (E, d), or (G, E, d) when each of `num_positions` = G layer positions has its own router.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, num_positions: int | None = None, jitter_noise: float = 0.0):
+        super().__init__()
+        shape = (num_experts, hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape if num_positions is None else (num_positions, *shape)))
+        self.jitter_noise = jitter_noise
+
+    def forward(self, hidden_states: torch.Tensor, position: int = 0) -> torch.Tensor:
+        """(..., d) -> logits (..., E), float32 (float64 for float64 input). Jitter acts in training only."""
+        if self.training and self.jitter_noise > 0:
+            noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
+            hidden_states = hidden_states * noise
+        weight = self.weight if self.weight.dim() == 2 else self.weight[position]
+        logits = nn.functional.linear(hidden_states, weight)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def route(router_logits: torch.Tensor, num_experts_per_tok: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Choose k experts per token.
+
+    Args:
+        router_logits: (..., E), float32 or float64.
+        num_experts_per_tok: k.
+
+    Returns:
+        The softmax p (..., E), the routing weights q (..., k) which sum to 1, and the expert indices (..., k). For
+        k = 1 renormalising gives the constant 1, so q = p / stop_gradient(p) keeps the gradient (our decision).
+    """
+    probabilities = router_logits.softmax(dim=-1)
+    weights, experts = probabilities.topk(num_experts_per_tok, dim=-1)
+    total = weights.sum(dim=-1, keepdim=True)
+    return probabilities, weights / (total.detach() if num_experts_per_tok == 1 else total), experts
+
+
+def expert_mask(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """(..., k) indices -> (..., k, E) booleans, true where the slot holds that expert."""
+    return experts.unsqueeze(-1) == torch.arange(num_experts, device=experts.device)
+
+
+class RoutingSummary(NamedTuple):
+    """What one forward says about routing, over its R router calls and its real tokens."""
+
+    balance_loss: torch.Tensor  # scalar, mean over calls; 1 when balanced
+    z_loss: torch.Tensor  # scalar, mean over calls of mean logsumexp^2
+    usage: torch.Tensor  # (R, E) mean routing weight q per expert, no gradient
+    num_tokens: torch.Tensor  # scalar, real tokens
+
+
+def summarise_routing(
+    router_logits: tuple[torch.Tensor, ...], num_experts_per_tok: int, token_mask: torch.Tensor | None = None
+) -> RoutingSummary:
+    """
+    Balance loss, z loss and expert usage of one forward.
+
+    The balance loss is Switch's (Fedus et al. 2021), E sum_e f_e P_e with f_e the share of the k T slots that expert e
+    holds and P_e its mean probability. Tokens where `token_mask` is false count nowhere.
+
+    Args:
+        router_logits: R tensors (..., E), one per router call.
+        num_experts_per_tok: k.
+        token_mask: (...) booleans, true for real tokens; None = all are real.
+    """
+    logits = torch.stack(router_logits).flatten(1, -2)  # (R, T, E)
+    num_experts = logits.shape[-1]
+    probabilities, weights, experts = route(logits, num_experts_per_tok)
+    chosen = expert_mask(experts, num_experts).to(logits.dtype)  # (R, T, k, E)
+    slots = chosen.sum(dim=-2)
+    usage = (chosen * weights.detach().unsqueeze(-1)).sum(dim=-2)
+    z = logits.logsumexp(dim=-1).square()
+    if token_mask is None:
+        real = logits.new_ones(logits.shape[1])
+    else:
+        real = token_mask.reshape(-1).to(device=logits.device, dtype=logits.dtype)
+    num_tokens = real.sum()
+    # 1 / 0 tokens: a batch of padding alone has losses of 0, not NaN.
+    mean = real / num_tokens.clamp(min=1)
+    fractions = torch.einsum("rte,t->re", slots, mean) / num_experts_per_tok
+    mean_probabilities = torch.einsum("rte,t->re", probabilities, mean)
+    return RoutingSummary(
+        balance_loss=num_experts * (fractions * mean_probabilities).sum(dim=-1).mean(),
+        z_loss=torch.einsum("rt,t->r", z, mean).mean(),
+        usage=torch.einsum("rte,t->re", usage, mean),
+        num_tokens=num_tokens,
+    )
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+class Experts(NamedTuple):
+    """E LoRA experts on both projections of one FFN. All of one dtype; `scaling` is s = alpha / r."""
+
+    A_in: torch.Tensor  # (E, r, d)
+    B_in: torch.Tensor  # (E, n_in, r)
+    A_out: torch.Tensor  # (E, r, f)
+    B_out: torch.Tensor  # (E, d, r)
+    scaling: float
+
+
+class FFN(NamedTuple):
+    """The shared FFN as three steps on (..., width) tensors, so that MoL needs to know no particular FFN."""
+
+    project_in: Callable[[torch.Tensor], torch.Tensor]  # (..., d) -> (..., n_in)
+    activate: Callable[[torch.Tensor], torch.Tensor]  # (..., n_in) -> (..., f)
+    project_out: Callable[[torch.Tensor], torch.Tensor]  # (..., f) -> (..., d)
+
+
+class DropoutMasks(NamedTuple):
+    """
+    Scaled keep-masks, drawn once per call outside the backends, so that every backend drops the same elements.
+
+    `ffn` acts on every expert's u_e before P_out and A_out alike; the `lora` ones only on the input of the low-rank
+    paths. None = no dropout.
+    """
+
+    ffn: torch.Tensor | None = None  # (T, f)
+    lora_in: torch.Tensor | None = None  # (T, d)
+    lora_out: torch.Tensor | None = None  # (T, f)
+
+
+def _apply(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return x if mask is None else x * mask
+
+
+def sum_over_processes(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Each tensor summed over the processes of the run, in one communication."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(tensors)
+    sums = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(sums)
+    return [part.view_as(tensor) for part, tensor in zip(sums.split([t.numel() for t in tensors]), tensors)]
+
+
+def concatenate_experts(experts: Experts, weights: torch.Tensor) -> Experts:
+    """
+    One LoRA of rank E r whose deltas are sum_e w_e s B_e A_e, exactly: *deltas* are averaged, not factors.
+
+    Args:
+        experts: E experts.
+        weights: (E,), any float dtype.
+
+    Returns:
+        One expert, rank E r, scaling 1: A' stacks the A_e, B' the w_e s B_e.
+    """
+
+    def stack_a(a: torch.Tensor) -> torch.Tensor:  # (E, r, x) -> (1, E r, x)
+        return a.flatten(0, 1).unsqueeze(0)
+
+    def stack_b(b: torch.Tensor) -> torch.Tensor:  # (E, x, r) -> (1, x, E r)
+        weighted = b * (weights.to(b.dtype) * experts.scaling).view(-1, 1, 1)
+        return weighted.permute(1, 0, 2).flatten(1).unsqueeze(0)
+
+    return Experts(
+        stack_a(experts.A_in), stack_b(experts.B_in), stack_a(experts.A_out), stack_b(experts.B_out), scaling=1.0
+    )
+
+
+def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
+    """The FFN with one LoRA (E = 1) for all tokens: (T, d) -> (T, d)."""
+    linear = nn.functional.linear
+    low_rank = linear(_apply(masks.lora_in, x), experts.A_in[0]) * experts.scaling
+    hidden = _apply(masks.ffn, ffn.activate(ffn.project_in(x) + linear(low_rank, experts.B_in[0])))
+    low_rank = linear(_apply(masks.lora_out, hidden), experts.A_out[0]) * experts.scaling
+    return ffn.project_out(hidden) + linear(low_rank, experts.B_out[0])
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+MOL_BACKENDS: dict[str, Callable] = {}
+
+
+def register_mol_backend(name: str) -> Callable:
+    """
+    Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
+
+    A backend takes (x (T, d), routing weights q (T, k), expert indices (T, k), FFN, Experts, DropoutMasks) and returns
+    (T, d).
+    """
+
+    def decorator(function: Callable) -> Callable:
+        MOL_BACKENDS[name] = function
+        return function
+
+    return decorator
+
+
+@register_mol_backend("reference")
+def reference_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
+
+    A bias of P_out belongs to no expert: it is added once, so that it is no reason to route anywhere (our decision; it
+    changes nothing but the router's gradient for k = 1).
+    """
+    num_experts = experts.A_in.shape[0]
+    chosen = expert_mask(experts_index, num_experts).to(routing_weights.dtype)
+    gates = (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2).to(x.dtype)  # (T, E)
+    bias = ffn.project_out(x.new_zeros(1, experts.A_out.shape[-1]))
+    output = bias.expand(x.shape)
+    for e in range(num_experts):
+        expert = Experts(*(part[e : e + 1] for part in experts[:4]), scaling=experts.scaling)
+        output = output + gates[:, e : e + 1] * (single_expert_forward(x, ffn, expert, masks) - bias)
+    return output
+
+
+# Tokens the CPU works on at a time. The k activations of a block stay in the last-level cache and in memory that the
+# allocator already holds; beyond some 30 MB every temporary is fresh pages (measured: benchmarks/ffn_speed.py).
+CPU_TOKEN_BLOCK = 512
+
+
+class Slots(NamedTuple):
+    """What each of the k slots of a token holds, for experts whose factors are stacked to rank E r."""
+
+    blocks: torch.Tensor  # (k, T, E r), the scale s in the block of the slot's expert, else 0
+    gates: torch.Tensor  # (k, T, 1), routing weights
+
+
+def fill_slots(
+    routing_weights: torch.Tensor, experts_index: torch.Tensor, experts: Experts, dtype: torch.dtype
+) -> Slots:
+    """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
+    num_experts, rank, _ = experts.A_in.shape
+    blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
+    return Slots(blocks.repeat_interleave(rank, dim=-1), routing_weights.to(dtype).t().unsqueeze(-1))
+
+
+def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """P_in x (T, n), all A_in x (T, E r) and (E, n, r) -> the h_e of the k slots, (k, T, n)."""
+    B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, n)
+    # In place: a product with an addend (baddbmm) would first copy the addend k times, which is slower.
+    return torch.matmul(low_rank * slots.blocks, B_in).add_(base)
+
+
+def mix_slots(
+    hidden: torch.Tensor, A_out: torch.Tensor, slots: Slots, lora_out_mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The activated k slots u_e (k, T, f) -> what P_out gets, sum_e q_e u_e (T, f), and what B_out gets (T, E r).
+
+    Args:
+        A_out: (E, r, f).
+        lora_out_mask: (T, f) scaled keep-mask on the input of A_out.
+    """
+    low_rank = nn.functional.linear(_apply(lora_out_mask, hidden), A_out.flatten(0, 1))
+    # Slot by slot: a product of all k at once would be another tensor of their size.
+    mixture = hidden[0] * slots.gates[0]
+    for u, gate in zip(hidden[1:], slots.gates[1:]):
+        mixture = torch.addcmul(mixture, u, gate)
+    return mixture, (low_rank * (slots.blocks * slots.gates)).sum(dim=0)
+
+
+def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tensor) -> torch.Tensor:
+    """P_out's result (T, d), low-rank states (T, E r) and (E, d, r) -> (T, d)."""
+    return output + nn.functional.linear(low_rank, B_out.transpose(0, 1).flatten(1))
+
+
+def token_blocks(tokens: torch.Tensor) -> list[slice] | None:
+    """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
+    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
+    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > CPU_TOKEN_BLOCK):
+        return None
+    return [slice(start, start + CPU_TOKEN_BLOCK) for start in range(0, tokens.shape[0], CPU_TOKEN_BLOCK)]
+
+
+@register_mol_backend("masked")
+def masked_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    All experts' factors stacked to rank E r; each slot zeroes the blocks of the experts it does not hold.
+
+    No gather, no sort, no data-dependent shape: compiles and exports whole, and every parameter always gets a gradient,
+    which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
+    k r (d + n_in + f + d) for a gather.
+    """
+    blocks = token_blocks(x)
+    if blocks is not None:
+        outputs = []
+        for rows in blocks:
+            block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
+            outputs.append(masked_mol(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
+        return torch.cat(outputs)
+
+    base = ffn.project_in(x)
+    # Under autocast the projections are narrower than x: all that follows has their dtype.
+    slots = fill_slots(routing_weights, experts_index, experts, base.dtype)
+    low_rank = nn.functional.linear(_apply(masks.lora_in, x), experts.A_in.flatten(0, 1))
+    hidden = _apply(masks.ffn, ffn.activate(expand_slots(base, low_rank, experts.B_in, slots)))
+    mixture, low_rank = mix_slots(hidden, experts.A_out, slots, masks.lora_out)
+    return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
+
+
+def resolve_mol_backend(name: str) -> Callable:
+    """
+    The backend of that name; "auto" is `masked`, the only fast one that runs everywhere and traces whole.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    if name == "auto":
+        name = "masked"
+    if name not in MOL_BACKENDS:
+        raise ValueError(
+            f"mol_backend={name!r} is not allowed: it must be one of {', '.join(['auto', *MOL_BACKENDS])}."
+        )
+    return MOL_BACKENDS[name]
+
+
+# --- feed-forward networks -------------------------------------------------------------------------------------------
+
+
+class FeedForward(nn.Module):
+    """
+    The plain shared FFN, W_o (act(a) * b) with (a, b) = W_i x: the activated half comes first, as in ModernBERT.
+
+    The modulations below subclass it. Their common interface is
+    `forward(x (..., d), position, mixing_weights, return_router_logits) -> (output (..., d), router logits or None)`,
+    where `position` is the layer's place in its group (0-based); the plain FFN ignores all but x.
+    """
+
+    def __init__(self, config, group: int):
+        super().__init__()
+        self.width = config.ffn_width(group)
+        self.Wi = nn.Linear(config.hidden_size, 2 * self.width, bias=config.mlp_bias)
+        self.act = ACT2FN[config.hidden_activation]
+        self.drop = nn.Dropout(config.mlp_dropout)
+        self.Wo = nn.Linear(self.width, config.hidden_size, bias=config.mlp_bias)
+        self.Wo.init_std = config.residual_initializer_range
+
+    def activate(self, projected: torch.Tensor) -> torch.Tensor:
+        """(..., 2 f) -> (..., f)."""
+        activated, gate = projected.chunk(2, dim=-1)
+        return self.act(activated) * gate
+
+    def plain_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The shared FFN without its modulation, (..., d) -> (..., d)."""
+        return self.Wo(self.drop(self.activate(self.Wi(x))))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        position: int = 0,
+        mixing_weights: torch.Tensor | None = None,
+        return_router_logits: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.plain_forward(x), None
+
+    def mixing_weights(self) -> torch.Tensor | None:
+        """The (E,) weights of the merged expert, to be passed to `forward`; None where tokens are routed."""
+        return None
+
+    def init_modulation(self) -> None:
+        """Give initial values to what a subclass adds (called under no_grad)."""
+
+
+def lora_parameters(num: int, rank: int, hidden_size: int, width: int) -> tuple[nn.Parameter, ...]:
+    """(A_in, B_in, A_out, B_out) of `num` LoRAs on a GeGLU FFN, without values."""
+    shapes = ((num, rank, hidden_size), (num, 2 * width, rank), (num, rank, width), (num, hidden_size, rank))
+    return tuple(nn.Parameter(torch.empty(shape)) for shape in shapes)
+
+
+def init_lora(A: torch.Tensor, B: torch.Tensor) -> None:
+    """LoRA's start: A uniform in +-1/sqrt(inputs), B zero, so that step 0 is the shared model."""
+    bound = 1 / math.sqrt(A.shape[-1])
+    init.uniform_(A, -bound, bound)
+    init.zeros_(B)
+
+
+class LoRADropout(nn.Module):
+    """Draws the dropout masks of one call of a LoRA-modulated FFN."""
+
+    def __init__(self, ffn_dropout: float, lora_dropout: float):
+        super().__init__()
+        self.ffn_dropout = ffn_dropout
+        self.lora_dropout = lora_dropout
+
+    def forward(self, x: torch.Tensor, width: int) -> DropoutMasks:
+        """x (T, d), f -> masks; all None outside training."""
+
+        def draw(probability: float, features: int) -> torch.Tensor | None:
+            if not self.training or probability == 0:
+                return None
+            return nn.functional.dropout(x.new_ones(x.shape[0], features), probability)
+
+        return DropoutMasks(
+            ffn=draw(self.ffn_dropout, width),
+            lora_in=draw(self.lora_dropout, x.shape[-1]),
+            lora_out=draw(self.lora_dropout, width),
+        )
+
+
+class DepthLoRAFeedForward(FeedForward):
+    """
+    Baseline "depth_lora": one static LoRA per modulated layer position, no router (Relaxed Recursive Transformers,
+    Bae et al. 2024). With `lora_rank` = E r / G it has as many parameters as MoL.
+    """
+
+    def __init__(self, config, group: int):
+        super().__init__(config, group)
+        # Position in the group -> row of the factors; None where the FFN is plain.
+        modulated = [depth for depth in range(config.group_depth) if config.is_modulated_position(depth)]
+        self.rows = [modulated.index(depth) if depth in modulated else None for depth in range(config.group_depth)]
+        self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out = lora_parameters(
+            len(modulated), config.lora_rank, config.hidden_size, self.width
+        )
+        self.lora_drop = LoRADropout(config.mlp_dropout, config.lora_dropout)
+        self.scaling = config.lora_scaling
+
+    def init_modulation(self) -> None:
+        init_lora(self.depth_A_in, self.depth_B_in)
+        init_lora(self.depth_A_out, self.depth_B_out)
+
+    def forward(self, x, position=0, mixing_weights=None, return_router_logits=False):
+        row = self.rows[position]
+        if row is None:
+            return self.plain_forward(x), None
+        tokens = x.reshape(-1, x.shape[-1])
+        factors = (self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out)
+        expert = Experts(*(factor[row : row + 1] for factor in factors), scaling=self.scaling)
+        ffn = FFN(self.Wi, self.activate, self.Wo)
+        output = single_expert_forward(tokens, ffn, expert, self.lora_drop(tokens, self.width))
+        return output.view_as(x), None
+
+
+class RoutedFeedForward(FeedForward):
+    """
+    What the mixtures share: router, statistics, and the choice between routing tokens and one merged expert.
+
+    A subclass gives `mix_tokens(x (T, d), q (T, k), expert indices (T, k)) -> (T, d)` and
+    `mix_experts(x (T, d), weights (E,)) -> (T, d)`.
+    """
+
+    def __init__(self, config, group: int):
+        super().__init__(config, group)
+        self.num_experts = config.num_experts
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.is_modulated = [config.is_modulated_position(depth) for depth in range(config.group_depth)]
+        self.ema_decay = config.router_ema_decay
+        # One expert needs no router and has nothing to count.
+        self.expert_mixing = config.expert_mixing if self.num_experts > 1 else "uniform"
+        if self.num_experts > 1:
+            positions = config.group_depth if config.router_per_depth else None
+            self.mol_router = MoLRouter(
+                config.hidden_size, self.num_experts, positions, jitter_noise=config.router_jitter_noise
+            )
+            self.freeze_idle_router()
+            shape = (self.num_experts,) if positions is None else (positions, self.num_experts)
+            self.mol_usage = nn.Buffer(torch.full(shape, 1 / self.num_experts, dtype=torch.float32))
+        else:
+            self.mol_router = None
+
+    def freeze_idle_router(self) -> None:
+        """A router that mixes nothing gets no task gradient: frozen, data-parallel training does not wait for one."""
+        if self.mol_router is not None and self.expert_mixing != "token":
+            self.mol_router.weight.requires_grad_(False)
+
+    def _apply(self, fn, recurse=True):
+        # The statistics stay float32 when the model is cast: a moving average of decay 0.99 stalls in bfloat16.
+        usage = self._buffers.get("mol_usage")
+        super()._apply(fn, recurse)
+        if usage is not None and self.mol_usage.dtype != torch.float32:
+            self.mol_usage = usage.to(self.mol_usage.device)
+        return self
+
+    def init_modulation(self) -> None:
+        if self.mol_router is not None:
+            init.constant_(self.mol_usage, 1 / self.num_experts)
+
+    def mixing_weights(self) -> torch.Tensor | None:
+        if self.expert_mixing == "token":
+            return None
+        if self.expert_mixing == "uniform":
+            return torch.full((self.num_experts,), 1 / self.num_experts, device=self.Wi.weight.device)
+        # A copy: the average moves on at the end of a training forward, and a checkpoint recompute must see this one.
+        return self.mol_usage.clone() if self.mol_usage.dim() == 1 else self.mol_usage.mean(dim=0)
+
+    @torch.no_grad()
+    def update_usage(self, usage: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """
+        Move the average towards one training forward's routing.
+
+        Args:
+            usage: (C, E) float32, mean routing weight of each of the C router calls of this forward, in layer order.
+            num_tokens: Scalar, tokens behind it; with none nothing moves.
+        """
+        target = usage if self.mol_usage.dim() == 2 else usage.mean(dim=0)
+        moved = torch.lerp(target.to(self.mol_usage), self.mol_usage, self.ema_decay)
+        self.mol_usage.copy_(torch.where(num_tokens > 0, moved, self.mol_usage))
+
+    def forward(self, x, position=0, mixing_weights=None, return_router_logits=False):
+        if not self.is_modulated[position]:
+            return self.plain_forward(x), None
+        tokens = x.reshape(-1, x.shape[-1])
+        if self.expert_mixing == "token":
+            router_logits = self.mol_router(tokens, position)
+            _, weights, experts = route(router_logits, self.num_experts_per_tok)
+            output = self.mix_tokens(tokens, weights, experts)
+        else:
+            output = self.mix_experts(tokens, self.mixing_weights() if mixing_weights is None else mixing_weights)
+            router_logits = None
+            if return_router_logits and self.mol_router is not None:
+                with torch.no_grad():
+                    router_logits = self.mol_router(tokens, position)
+        if router_logits is not None:
+            router_logits = router_logits.view(*x.shape[:-1], self.num_experts)
+        return output.view_as(x), router_logits
+
+
+class MoLFeedForward(RoutedFeedForward):
+    """The Mixture of LoRAs: E LoRA experts on both projections of the shared FFN."""
+
+    def __init__(self, config, group: int):
+        super().__init__(config, group)
+        self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out = lora_parameters(
+            self.num_experts, config.lora_rank, config.hidden_size, self.width
+        )
+        self.lora_drop = LoRADropout(config.mlp_dropout, config.lora_dropout)
+        self.scaling = config.lora_scaling
+        self.backend = resolve_mol_backend(config.mol_backend)
+
+    def init_modulation(self) -> None:
+        super().init_modulation()
+        init_lora(self.mol_A_in, self.mol_B_in)
+        init_lora(self.mol_A_out, self.mol_B_out)
+
+    @property
+    def experts(self) -> Experts:
+        """The experts as the backends take them."""
+        return Experts(self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out, self.scaling)
+
+    def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        ffn = FFN(self.Wi, self.activate, self.Wo)
+        return self.backend(x, routing_weights, experts, ffn, self.experts, self.lora_drop(x, self.width))
+
+    def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        ffn = FFN(self.Wi, self.activate, self.Wo)
+        merged = concatenate_experts(self.experts, weights)
+        return single_expert_forward(x, ffn, merged, self.lora_drop(x, self.width))
+
+
+class MoAFeedForward(RoutedFeedForward):
+    """
+    Baseline "moa": a mixture of bottleneck adapters after the FFN, h + sum_e q_e U_e act(D_e h) with h = FFN(x).
+
+    The paper's exact form is not public; routing on x, the FFN's input, as MoL does, is our decision.
+    """
+
+    def __init__(self, config, group: int):
+        super().__init__(config, group)
+        self.bottleneck = config.resolved_moa_bottleneck(group)
+        self.moa_down = nn.Parameter(torch.empty(self.num_experts, self.bottleneck, config.hidden_size))
+        self.moa_up = nn.Parameter(torch.empty(self.num_experts, config.hidden_size, self.bottleneck))
+        self.adapter_drop = nn.Dropout(config.lora_dropout)
+
+    def init_modulation(self) -> None:
+        super().init_modulation()
+        init_lora(self.moa_down, self.moa_up)
+
+    def adapt(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """x (T, d), gates (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
+        hidden = self.plain_forward(x)
+        inner = self.act(nn.functional.linear(self.adapter_drop(hidden), self.moa_down.flatten(0, 1)))
+        inner = inner * gates.to(inner.dtype).repeat_interleave(self.bottleneck, dim=-1)
+        return hidden + nn.functional.linear(inner, self.moa_up.transpose(0, 1).flatten(1))
+
+    def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        chosen = expert_mask(experts, self.num_experts).to(routing_weights.dtype)
+        return self.adapt(x, (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2))
+
+    def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self.adapt(x, weights)
+
+
+FEED_FORWARDS = {
+    "mol": MoLFeedForward,
+    "moa": MoAFeedForward,
+    "depth_lora": DepthLoRAFeedForward,
+    "none": FeedForward,
+}
+
+
+def build_feed_forward(config, group: int) -> FeedForward:
+    """The FFN of a group: `config.ffn_modulation` in the groups of `mol_groups`, plain elsewhere."""
+    return (FEED_FORWARDS[config.ffn_modulation] if group in config.modulated_groups else FeedForward)(config, group)

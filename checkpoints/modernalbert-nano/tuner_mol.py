@@ -1,0 +1,882 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Mixture of LoRAs (MoL) as a peft tuner, for the feed-forward network (FFN) of any transformer.
+
+`MoLLayer` takes the place of the module that holds an FFN. It leaves the FFN's own code alone and works at the borders
+of its projections: behind the first ones, each token becomes k tokens, one per chosen expert; the FFN's activation,
+gate and dropout run on all of them; before the last one they become one again. The mathematics are those of
+`modeling_mol`, where the reasons are told.
+"""
+
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_peft_available, logging
+
+from .ffn_projections import TARGET_MODULES, Projections, ffn_modules, find_projections, linear_shape
+from .modeling_mol import (
+    CPU_TOKEN_BLOCK,
+    Experts,
+    MoLRouter,
+    add_low_rank,
+    concatenate_experts,
+    expand_slots,
+    fill_slots,
+    init_lora,
+    mix_slots,
+    route,
+    token_blocks,
+)
+from .routing_observer import RoutingObserver, mol_layers
+from .tuner_experts import (
+    FACTORS,
+    MoLMergeReport,
+    add_experts,
+    experts_from_loras,
+    merge_experts,
+    save_as_lora,
+    warn_of_loss,
+)
+
+
+if is_peft_available():
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
+    from peft.tuners._buffer_dict import BufferDict
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
+    from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
+
+
+logger = logging.get_logger(__name__)
+
+MOL_VERSION = 1
+MIXINGS = ("token", "ema", "uniform")
+SCORES = ("linear", "absolute")
+BASE = "__base__"  # peft's name for "no adapter" in `adapter_names`
+
+
+# --- the peft type ---------------------------------------------------------------------------------------------------
+
+
+def add_peft_type(name: str) -> "PeftType":
+    """
+    The member of peft's enumeration of that name, added if peft has none.
+
+    peft keeps its methods in an enumeration, which is closed to others; a plain string fails later on.
+    """
+    if name not in PeftType.__members__:
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        type.__setattr__(PeftType, name, member)
+        PeftType._member_map_[name] = member
+        PeftType._member_names_.append(name)
+        PeftType._value2member_map_[name] = member
+    return PeftType[name]
+
+
+MOL = add_peft_type("MOL")
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MoLConfig(PeftConfig):
+    """
+    Configuration of a [`MoLModel`].
+
+    Args:
+        r: Rank of an expert.
+        lora_alpha: The experts' scale is lora_alpha / r.
+        lora_dropout: Dropout probability on the input of the low-rank paths.
+        num_experts: E, experts per FFN. One expert needs no router: it is a LoRA on all projections of the FFN.
+        num_experts_per_tok: k, experts per token.
+        target_modules: Names of the modules that hold an FFN, or a regular expression for the whole name. An FFN that
+            is no module of its own (BERT, Whisper) is reached through its layer. None = by the type of the model.
+        exclude_modules: Names, or a regular expression, of modules to leave alone.
+        layers_to_transform: Numbers of the layers to adapt; None = all.
+        layers_pattern: Name in front of the layer's number; None = the first number in a module's name counts.
+        ffn_projections: Where an FFN is not recognised, the names of its linear layers inside the target, as
+            `{"up": "w1", "down": "w2"}`, for a gated one with "gate" too.
+        expert_mixing: "token" routes each token; "ema" and "uniform" run the weighted mean of the experts as one, with
+            the moving average of the routing, or 1 / E, as weights: merging is then exact.
+        num_frozen_experts: How many of the experts, the first ones, are not trained. All of them = only the router is.
+        router_score: A token's score for an expert is its product with the router's row, "linear", or the "absolute"
+            value of that, as for rows that are directions without a sign (`experts_from_loras`).
+        router_bias: Whether the router has a bias (`add_experts` gives it one).
+        router_target_coef: Weight of the cross-entropy of the routing against `expert_labels`, where a forward is given
+            them: one expert number per row, as the number of its task.
+        router_aux_loss_coef: Weight of the balance loss, added to the loss of a training forward.
+        router_z_loss_coef: Weight of the router's z loss, likewise.
+        router_jitter_noise: Half-width of the multiplicative noise on the router's input in training.
+        router_ema_decay: Decay of the moving average of the routing.
+        modules_to_save: Modules besides the adapter to train and save, as a classifier.
+        init_weights: True = the adapted model starts as the base model. False is for tests.
+        mol_version: Version of the adapter's format.
+
+    Raises:
+        ValueError: a value is not allowed; the error names the field, the value, and what is allowed.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of an expert."})
+    lora_alpha: float = field(default=16, metadata={"help": "The experts' scale is lora_alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the low-rank paths."})
+    num_experts: int = field(default=8, metadata={"help": "Experts per FFN."})
+    num_experts_per_tok: int = field(default=2, metadata={"help": "Experts per token."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules that hold an FFN: names, or a regular expression."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Numbers of the layers."})
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name in front of the layer's number."}
+    )
+    ffn_projections: dict[str, str] | None = field(
+        default=None, metadata={"help": "Names of gate, up and down projection in an FFN that is not recognised."}
+    )
+    expert_mixing: str = field(default="token", metadata={"help": "'token', 'ema' or 'uniform'."})
+    num_frozen_experts: int = field(default=0, metadata={"help": "How many of the experts are not trained."})
+    router_score: str = field(default="linear", metadata={"help": "'linear' or 'absolute'."})
+    router_bias: bool = field(default=False, metadata={"help": "Whether the router has a bias."})
+    router_target_coef: float = field(default=1.0, metadata={"help": "Weight of the routing's loss on expert_labels."})
+    router_aux_loss_coef: float = field(default=0.01, metadata={"help": "Weight of the balance loss."})
+    router_z_loss_coef: float = field(default=0.0, metadata={"help": "Weight of the router's z loss."})
+    router_jitter_noise: float = field(default=0.0, metadata={"help": "Noise on the router's input in training."})
+    router_ema_decay: float = field(default=0.99, metadata={"help": "Decay of the moving average of the routing."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save."})
+    init_weights: bool = field(default=True, metadata={"help": "Start as the base model."})
+    mol_version: int = field(default=MOL_VERSION, metadata={"help": "Version of the adapter's format."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = MOL
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        self.validate()
+
+    def validate(self) -> None:
+        def require(name: str, is_allowed: bool, allowed: str) -> None:
+            if not is_allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}.")
+
+        def whole(name: str) -> bool:
+            return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
+
+        for name in ("r", "num_experts", "num_experts_per_tok"):
+            require(name, whole(name) and getattr(self, name) >= 1, "a whole number of at least 1")
+        require("num_experts_per_tok", self.num_experts_per_tok <= self.num_experts, f"at most {self.num_experts=}")
+        require("lora_alpha", self.lora_alpha > 0, "greater than 0")
+        require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
+        require("expert_mixing", self.expert_mixing in MIXINGS, "one of " + ", ".join(map(repr, MIXINGS)))
+        require("router_score", self.router_score in SCORES, "one of " + ", ".join(map(repr, SCORES)))
+        frozen = whole("num_frozen_experts") and 0 <= self.num_frozen_experts <= self.num_experts
+        require("num_frozen_experts", frozen, f"from 0 to {self.num_experts=}")
+        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_target_coef"):
+            require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("router_jitter_noise", "router_ema_decay"):
+            require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        names = self.ffn_projections
+        is_named = names is None or (
+            isinstance(names, dict) and {"up", "down"} <= names.keys() <= {"gate", "up", "down"}
+        )
+        require("ffn_projections", is_named, "a dictionary with 'up' and 'down', and 'gate' where there is one")
+        newest = whole("mol_version") and self.mol_version <= MOL_VERSION
+        require("mol_version", newest, f"at most {MOL_VERSION}: a newer modernalbert wrote this adapter")
+
+    @property
+    def scaling(self) -> float:
+        return self.lora_alpha / self.r
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether there is a router: one expert needs none."""
+        return self.num_experts > 1
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Write `adapter_config.json`, and tell in the card how to load an adapter that peft alone does not know."""
+        super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory, "adapter_config.json")
+        written = json.loads(file.read_text())
+        # peft names the class and module of the base; loaded as remote code it lives in no importable module.
+        if "transformers_modules" in str(written.get("auto_mapping")):
+            file.write_text(json.dumps(written | {"auto_mapping": None}, indent=2, sort_keys=True))
+        card = Path(save_directory, "README.md")
+        text = card.read_text(encoding="utf-8") if card.exists() else ""
+        if CARD_NOTICE not in text:
+            front = re.match(r"---\n.*?\n---\n", text, flags=re.DOTALL)
+            at = front.end() if front else 0
+            card.write_text(f"{text[:at]}{CARD_NOTICE}\n{text[at:]}", encoding="utf-8")
+
+
+CARD_NOTICE = (
+    "> **`pip install modernalbert` and `import modernalbert` before loading this adapter**: it is a Mixture of LoRAs "
+    "(peft type `MOL`), which peft alone does not know.\n"
+)
+
+
+# --- the layer -------------------------------------------------------------------------------------------------------
+
+
+class Float32Buffers(BufferDict if is_peft_available() else object):
+    """Buffers by adapter that stay float32: a moving average of decay 0.99 stalls in bfloat16."""
+
+    def _apply(self, fn, recurse=True):
+        kept = dict(self.items())
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if self[name].dtype != torch.float32:
+                self[name] = buffer.to(self[name].device)
+        return self
+
+
+class AdapterRouter(MoLRouter):
+    """The model's router, (E, d), with what adapters made of others need: a bias, or scores without a sign."""
+
+    def __init__(self, hidden_size: int, config: MoLConfig):
+        super().__init__(hidden_size, config.num_experts, jitter_noise=config.router_jitter_noise)
+        self.is_absolute = config.router_score == "absolute"
+        self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.router_bias else None
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, hidden_states: torch.Tensor, position: int = 0) -> torch.Tensor:
+        logits = super().forward(hidden_states.to(self.weight.dtype), position)
+        logits = logits.abs() if self.is_absolute else logits
+        return logits if self.bias is None else logits + self.bias
+
+
+class AdapterCall(NamedTuple):
+    """One adapter's part in one use of the FFN."""
+
+    rows: torch.Tensor | None  # tokens it serves, None = all
+    experts: Experts
+    routing_weights: torch.Tensor  # (T, k)
+    experts_index: torch.Tensor  # (T, k)
+    low_rank: torch.Tensor  # (T, E r), A_in x of all experts
+    dropout: float
+
+
+class FFNCall(NamedTuple):
+    """One use of the FFN, from its first projection to its last."""
+
+    shape: torch.Size  # of the states, without their width
+    num_slots: int
+    adapters: list[AdapterCall]
+    seen: set[int]  # numbers of the first projections that have run
+
+
+class MoLLayer(nn.Module, BaseTunerLayer):
+    """
+    The module that holds an FFN, with MoL adapters on it.
+
+    State by adapter name, with d, n, f the widths of the FFN's input, first projections together, and inner states:
+    `mol_router` (weight (E, d)), `mol_A_in` (E, r, d), `mol_B_in` (E, n, r), `mol_A_out` (E, r, f), `mol_B_out`
+    (E, d, r), `mol_usage` (E,), the float32 moving average of the routing. One expert has no router and no usage. Of
+    `num_frozen_experts` the factors are buffers, `mol_frozen_A_in` and so on, which no optimizer moves or decays.
+
+    Args:
+        base_layer: The FFN, or the layer that holds it.
+        names: Its projections.
+    """
+
+    adapter_layer_names = ("mol_router", "mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out")
+    other_param_names = (
+        "mol_usage",
+        "mol_config",
+        "mol_frozen_A_in",
+        "mol_frozen_B_in",
+        "mol_frozen_A_out",
+        "mol_frozen_B_out",
+    )
+
+    def __init__(self, base_layer: nn.Module, names: Projections, adapter_name: str, config: MoLConfig):
+        super().__init__()
+        self.base_layer = base_layer
+        self.projection_names = names
+        self.mol_router = nn.ModuleDict()
+        for factor in FACTORS:
+            setattr(self, f"mol_{factor}", nn.ParameterDict())
+            setattr(self, f"mol_frozen_{factor}", BufferDict(persistent=True))
+        self.mol_usage = Float32Buffers(persistent=True)
+        self.mol_config: dict[str, MoLConfig] = {}
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.merged_adapters: list[str] = []
+        self._unmerged_weights: dict[str, torch.Tensor] = {}
+        # The adapter of each row of the batch, where they differ.
+        self.row_adapters: list[str] | None = None
+        # Router logits of the forward under way, one per use; None where nobody listens, as in a checkpoint recompute.
+        self.recorded: list[torch.Tensor] | None = None
+        self._call: FFNCall | None = None
+        self._call_logits: list[torch.Tensor] = []
+        self._low_rank: list[torch.Tensor] = []
+
+        self.hidden_size, _ = linear_shape(self.input_projections[0])
+        self.input_widths = [linear_shape(projection)[1] for projection in self.input_projections]
+        self.width, self.output_size = linear_shape(self.output_projection)
+        self._handles = [
+            projection.register_forward_hook(partial(self._after_input, number))
+            for number, projection in enumerate(self.input_projections)
+        ]
+        self._handles.append(self.output_projection.register_forward_pre_hook(self._before_output))
+        self._handles.append(self.output_projection.register_forward_hook(self._after_output))
+        self.update_layer(adapter_name, config)
+
+    def __getattr__(self, name: str) -> Any:
+        # A model asks its layers for more than their forward (a layer's attention type, a projection's dtype).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("mol_"):
+                raise
+            return getattr(self.base_layer, name)
+
+    def __repr__(self) -> str:
+        return "mol." + super().__repr__()
+
+    @property
+    def input_projections(self) -> list[nn.Module]:
+        return [self.get_base_layer().get_submodule(name) for name in self.projection_names.inputs]
+
+    @property
+    def output_projection(self) -> nn.Module:
+        return self.get_base_layer().get_submodule(self.projection_names.output)
+
+    def remove_hooks(self) -> None:
+        """Leave the FFN as it was found."""
+        for handle in self._handles:
+            handle.remove()
+
+    # -- state
+
+    def update_layer(self, adapter_name: str, config: MoLConfig) -> None:
+        """Add an adapter, or replace it."""
+        E, r, d, f = config.num_experts, config.r, self.hidden_size, self.width
+        shapes = {"A_in": (r, d), "B_in": (sum(self.input_widths), r), "A_out": (r, f), "B_out": (self.output_size, r)}
+        self._remove(adapter_name)
+        with torch.no_grad():
+            for factor, shape in shapes.items():
+                frozen = config.num_frozen_experts
+                if frozen < E:
+                    parameter = nn.Parameter(torch.empty(E - frozen, *shape))
+                    getattr(self, f"mol_{factor}")[adapter_name] = parameter
+                if frozen:
+                    getattr(self, f"mol_frozen_{factor}")[adapter_name] = torch.zeros(frozen, *shape)
+            if config.num_frozen_experts < E:
+                for A, B in ((self.mol_A_in, self.mol_B_in), (self.mol_A_out, self.mol_B_out)):
+                    init_lora(A[adapter_name], B[adapter_name])
+                    if not config.init_weights:
+                        nn.init.normal_(B[adapter_name], std=0.1)
+            if config.is_routed:
+                self.mol_router[adapter_name] = AdapterRouter(d, config)
+                self.mol_usage[adapter_name] = torch.full((E,), 1 / E, dtype=torch.float32)
+        self.mol_config[adapter_name] = config
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _remove(self, adapter_name: str) -> None:
+        for name in self.adapter_layer_names + self.other_param_names:
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
+
+    @torch.no_grad()
+    def load_experts(self, adapter_name: str, experts: Experts) -> None:
+        """Copy factors, of all experts, into an adapter whose shapes they have."""
+        frozen = self.mol_config[adapter_name].num_frozen_experts
+        for factor, value in zip(FACTORS, experts[:4]):
+            if frozen:
+                getattr(self, f"mol_frozen_{factor}")[adapter_name].copy_(value[:frozen])
+            if frozen < len(value):
+                getattr(self, f"mol_{factor}")[adapter_name].copy_(value[frozen:])
+
+    def _get_base_layer_device_and_dtype(self, base_layer):
+        return super()._get_base_layer_device_and_dtype(self.output_projection)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        usage = self.mol_usage[adapter_name] if adapter_name in self.mol_usage else None
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        if usage is not None and self.mol_usage[adapter_name].dtype != torch.float32:
+            self.mol_usage[adapter_name] = usage.to(self.mol_usage[adapter_name].device)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        here = [name for name in names if name in self.mol_config]
+        if len(here) > 1:
+            raise ValueError(
+                f"{here} cannot be active together: the sum of two mixtures has no meaning here. Activate one, or give "
+                "each row of a batch its own with adapter_names."
+            )
+        super().set_adapter(adapter_names, inference_mode)
+        self.freeze_idle_weights()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        self.freeze_idle_weights()
+
+    def freeze_idle_weights(self) -> None:
+        """Keep out of training what gets no gradient; peft makes all of an active adapter trainable."""
+        # A router that mixes nothing gets no gradient: frozen, data-parallel training does not wait for one.
+        for name, router in self.mol_router.items():
+            if self.mol_config[name].expert_mixing != "token":
+                router.requires_grad_(False)
+
+    def experts(self, adapter_name: str, dtype: torch.dtype | None = None) -> Experts:
+        """The experts of an adapter as the mathematics take them."""
+        factors = []
+        for factor in FACTORS:
+            containers = (getattr(self, f"mol_frozen_{factor}"), getattr(self, f"mol_{factor}"))
+            parts = [container[adapter_name] for container in containers if adapter_name in container]
+            factors.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return Experts(*(factor.to(dtype or factor.dtype) for factor in factors), self.mol_config[adapter_name].scaling)
+
+    def expert_weights(self, adapter_name: str, weights: str = "ema") -> torch.Tensor:
+        """(E,) weights of the merged expert: "uniform", or "ema", the moving average of the routing."""
+        num_experts = self.mol_config[adapter_name].num_experts
+        if weights == "uniform" or num_experts == 1:
+            return torch.full((num_experts,), 1 / num_experts, device=self.output_projection.weight.device)
+        # A copy: the average moves on at the end of a training forward, and a checkpoint recompute must see this one.
+        return self.mol_usage[adapter_name].clone()
+
+    # -- forward
+
+    def _adapters_of_tokens(self, num_tokens: int, device: torch.device) -> list[tuple[str, torch.Tensor | None]]:
+        """Which adapter serves which tokens; tokens of the base model are in none."""
+        if self.row_adapters is None:
+            return [(name, None) for name in self.active_adapters if name in self.mol_config]
+        each, rest = divmod(num_tokens, len(self.row_adapters))
+        if rest:
+            raise ValueError(
+                f"adapter_names has {len(self.row_adapters)} names, which does not divide the {num_tokens} tokens of "
+                "this batch: it must have one name per row."
+            )
+        rows = torch.arange(num_tokens, device=device).view(-1, each)
+        parts = []
+        for name in dict.fromkeys(self.row_adapters):
+            if name in self.mol_config:
+                parts.append((name, rows[[i for i, row in enumerate(self.row_adapters) if row == name]].flatten()))
+        return parts
+
+    @property
+    def _is_adapted(self) -> bool:
+        if self.disable_adapters or self.merged:
+            return False
+        return any(name in self.mol_config for name in self.row_adapters or self.active_adapters)
+
+    def forward(self, *args, **kwargs):
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if not self._is_adapted:
+            return self.base_layer(*args, **kwargs)
+        self._call = None
+        self._call_logits = []
+        output = self._run_in_blocks(*args, **kwargs)
+        if self.recorded is not None and self._call_logits:
+            self.recorded.append(torch.cat(self._call_logits, dim=-2))
+        self._call_logits = []
+        return output
+
+    def _run_in_blocks(self, *args, **kwargs):
+        """On the CPU, let the FFN take its tokens in blocks where it can: the k copies of each then stay in cache."""
+        x = args[0] if args else None
+        if not isinstance(x, torch.Tensor) or self.row_adapters is not None or torch.compiler.is_compiling():
+            return self.base_layer(*args, **kwargs)
+        tokens = x.reshape(-1, x.shape[-1])
+        blocks = token_blocks(tokens)
+        if blocks is None:
+            return self.base_layer(*args, **kwargs)
+        if self._is_ffn_alone and len(args) == 1 and not kwargs:
+            outputs = [self.base_layer(tokens[rows].unsqueeze(0)) for rows in blocks]
+            return torch.cat(outputs, dim=1).view(*x.shape[:-1], -1)
+        if getattr(self.base_layer, "chunk_size_feed_forward", None) == 0 and x.dim() == 3:
+            # A layer of BERT's kind cuts its sequences itself, if the length divides.
+            size = max(
+                (c for c in range(1, x.shape[1]) if x.shape[1] % c == 0 and c * len(x) <= CPU_TOKEN_BLOCK), default=0
+            )
+            if 4 * size * len(x) >= CPU_TOKEN_BLOCK:
+                self.base_layer.chunk_size_feed_forward = size
+                try:
+                    return self.base_layer(*args, **kwargs)
+                finally:
+                    self.base_layer.chunk_size_feed_forward = 0
+        return self.base_layer(*args, **kwargs)
+
+    @property
+    def _is_ffn_alone(self) -> bool:
+        parameters = inspect.signature(self.get_base_layer().forward).parameters
+        return len(parameters) == 1 and "." not in self.projection_names.output
+
+    def _after_input(self, number: int, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """Behind a first projection: the h_e of the k chosen experts, (k * batch, ..., n)."""
+        if not self._is_adapted:
+            return None
+        if self._call is None or number in self._call.seen:
+            self._call = self._begin(args[0], output.dtype)
+        call = self._call
+        call.seen.add(number)
+        start = sum(self.input_widths[:number])
+        rows_of_B = slice(start, start + self.input_widths[number])
+        base = output.reshape(-1, output.shape[-1])
+        if len(call.adapters) == 1 and call.adapters[0].rows is None:
+            (adapter,) = call.adapters
+            slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, output.dtype)
+            hidden = expand_slots(base, adapter.low_rank, adapter.experts.B_in[:, rows_of_B], slots)
+        else:
+            hidden = base.repeat(call.num_slots, 1, 1)
+            for adapter in call.adapters:
+                slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, output.dtype)
+                mine = expand_slots(base[adapter.rows], adapter.low_rank, adapter.experts.B_in[:, rows_of_B], slots)
+                hidden[: len(mine), adapter.rows] = mine
+        return hidden.view(-1, *call.shape[1:], output.shape[-1])
+
+    def _begin(self, x: torch.Tensor, dtype: torch.dtype) -> FFNCall:
+        """Route the tokens of x (batch, ..., d)."""
+        tokens = x.reshape(-1, x.shape[-1])
+        adapters = []
+        for name, rows in self._adapters_of_tokens(tokens.shape[0], x.device):
+            mine = tokens if rows is None else tokens[rows]
+            adapters.append(self._call_adapter(name, rows, mine, x.shape[:-1], dtype))
+        num_slots = max([adapter.routing_weights.shape[-1] for adapter in adapters])
+        return FFNCall(x.shape[:-1], num_slots, adapters, set())
+
+    def _call_adapter(
+        self, name: str, rows: torch.Tensor | None, tokens: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+    ) -> AdapterCall:
+        config = self.mol_config[name]
+        experts = self.experts(name, dtype)
+        logits = None
+        if config.is_routed and (config.expert_mixing == "token" or self.recorded is not None):
+            router = self.mol_router[name]
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.expert_mixing == "token"):
+                logits = router(tokens)
+            if self.recorded is not None and rows is None:
+                self._call_logits.append(logits.view(*shape, -1))
+        if logits is not None and config.expert_mixing == "token":
+            _, weights, index = route(logits, config.num_experts_per_tok)
+        else:
+            if config.is_routed:
+                experts = concatenate_experts(experts, self.expert_weights(name, config.expert_mixing))
+            weights = tokens.new_ones(len(tokens), 1)
+            index = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
+        dropout = config.lora_dropout if self.training else 0.0
+        inputs = nn.functional.dropout(tokens.to(experts.A_in.dtype), dropout)
+        low_rank = nn.functional.linear(inputs, experts.A_in.flatten(0, 1))
+        return AdapterCall(rows, experts, weights, index, low_rank, dropout)
+
+    def _before_output(self, module: nn.Module, args: tuple) -> tuple | None:
+        """Before the last projection: the k tokens of each one become sum_e q_e u_e."""
+        if self._call is None or not self._is_adapted:
+            return None
+        call = self._call
+        hidden = args[0].reshape(call.num_slots, -1, args[0].shape[-1])
+        if len(call.adapters) == 1 and call.adapters[0].rows is None:
+            mixture, low_rank = self._mix(hidden, call.adapters[0])
+            self._low_rank = [low_rank]
+        else:
+            mixture, self._low_rank = hidden[0].clone(), []
+            for adapter in call.adapters:
+                num_slots = adapter.routing_weights.shape[-1]
+                mixture[adapter.rows], low_rank = self._mix(hidden[:num_slots, adapter.rows], adapter)
+                self._low_rank.append(low_rank)
+        return mixture.view(*call.shape, -1), *args[1:]
+
+    @staticmethod
+    def _mix(hidden: torch.Tensor, adapter: AdapterCall) -> tuple[torch.Tensor, torch.Tensor]:
+        slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, hidden.dtype)
+        mask = None
+        if adapter.dropout:
+            mask = nn.functional.dropout(torch.ones_like(hidden[0]), adapter.dropout)
+        return mix_slots(hidden, adapter.experts.A_out.to(hidden.dtype), slots, mask)
+
+    def _after_output(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """Behind the last projection: the experts' low-rank parts are added."""
+        if self._call is None or not self._is_adapted:
+            return None
+        call, self._call = self._call, None
+        result = output.reshape(-1, output.shape[-1])
+        for adapter, low_rank in zip(call.adapters, self._low_rank):
+            B_out = adapter.experts.B_out.to(low_rank.dtype)
+            if adapter.rows is None:
+                result = add_low_rank(result, low_rank, B_out).to(output.dtype)
+            else:
+                result = result.clone()
+                result[adapter.rows] = add_low_rank(result[adapter.rows], low_rank, B_out).to(output.dtype)
+        self._low_rank = []
+        return result.view_as(output)
+
+    # -- merging
+
+    def deltas(self, adapter_name: str, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What each projection's weight gains when the experts are merged with (E,) weights: (outputs, inputs)."""
+        one = concatenate_experts(self.experts(adapter_name), weights)
+        parts = one.B_in[0].split(self.input_widths)
+        deltas = {name: B @ one.A_in[0] for name, B in zip(self.projection_names.inputs, parts)}
+        return deltas | {self.projection_names.output: one.B_out[0] @ one.A_out[0]}
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """
+        Fold the adapter into the FFN's weights. Exact for one expert; of several, the mean delta is folded.
+
+        Args:
+            safe_merge: Refuse weights that would not be finite, before any of the projections has changed.
+
+        Raises:
+            ValueError: a projection is quantised, or, with `safe_merge`, a weight would not be finite.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.mol_config:
+                continue
+            mixing = "uniform" if self.mol_config[name].expert_mixing == "uniform" else "ema"
+            merged = {}
+            for path, delta in self.deltas(name, self.expert_weights(name, mixing)).items():
+                projection = self.get_base_layer().get_submodule(path)
+                delta = delta.T if isinstance(projection, Conv1D) else delta
+                weight = getattr(projection, "weight", None)
+                if weight is None or not weight.is_floating_point() or weight.shape != delta.shape:
+                    raise ValueError(
+                        f"{path} ({type(projection).__name__}) is quantised: load the base model in floating point to "
+                        "merge an adapter into it."
+                    )
+                merged[path] = (weight + delta.to(weight.device)).to(weight.dtype)
+                if safe_merge and not merged[path].isfinite().all():
+                    raise ValueError(f"Adapter {name!r} cannot be merged: the weight of {path} would not be finite.")
+            for path, weight in merged.items():
+                parameter = self.get_base_layer().get_submodule(path).weight
+                # Kept, because adding and taking away again is not exact in floating point.
+                self._unmerged_weights.setdefault(path, parameter.data)
+                parameter.data = weight
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Give the FFN its weights back, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        for path, weight in self._unmerged_weights.items():
+            self.get_base_layer().get_submodule(path).weight.data = weight
+        self._unmerged_weights.clear()
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class MoLModel(BaseTuner):
+    """
+    A model with a Mixture of LoRAs on its feed-forward networks ("Improving Recursive Transformers with Mixture of
+    LoRAs", arXiv 2512.12880). Made by `peft.get_peft_model(model, MoLConfig(...))`.
+
+    An FFN that a recursive model uses at several depths is adapted once, and routed at each use.
+
+    Args:
+        model: Any transformer.
+        peft_config: Its [`MoLConfig`].
+        adapter_name: Name of the adapter.
+    """
+
+    prefix = "mol_"
+    tuner_layer_cls = MoLLayer
+    target_module_mapping = TARGET_MODULES
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: MoLConfig, key: str) -> bool:
+        match = check_target_module_exists(peft_config, key)
+        layers = peft_config.layers_to_transform
+        if match is not True and isinstance(peft_config.target_modules, str) and match and layers is not None:
+            # peft asks for the layer's number only where targets are a list.
+            patterns = peft_config.layers_pattern or [r"[^.]*"]
+            patterns = [patterns] if isinstance(patterns, str) else patterns
+            found = next(filter(None, (re.search(rf"(?:^|\.){p}\.(\d+)(?:\.|$)", key) for p in patterns)), None)
+            return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+        return match
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            if "target_modules" not in str(error) and "Target modules" not in str(error):
+                raise
+            names = ffn_modules(model)
+            patterns = sorted({re.sub(r"\d+", "*", name) for name in names})
+            hint = f"Its feed-forward networks are {', '.join(patterns)}." if names else "It has none of a known form."
+            raise type(error)(f"{error} {hint}") from None
+
+    def _create_and_replace(
+        self,
+        peft_config: MoLConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, MoLLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        names = find_projections(target, current_key, peft_config.ffn_projections)
+        layer = MoLLayer(target, names, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        layer.train(target.training)
+        setattr(parent, target_name, layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Only ever called to give the original back, of a layer or of a module to save.
+        if isinstance(child, MoLLayer):
+            child.remove_hooks()
+        setattr(parent, child_name, new_module)
+
+    def _post_injection_hook(self, model: nn.Module, config: MoLConfig, adapter_name: str) -> None:
+        RoutingObserver().attach(model)
+
+    # -- one adapter per row
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs) -> Iterator[None]:
+        """Run with an adapter for each row of the batch; called by `PeftModel`."""
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("adapter_names is not allowed in training: each row's own adapter is for inference.")
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
+        if unknown:
+            raise ValueError(
+                f"adapter_names={unknown} is not allowed: the adapters are {', '.join(map(repr, self.peft_config))} "
+                f"and {BASE!r}."
+            )
+        handles = []
+        for module in self.modules():
+            if isinstance(module, MoLLayer):
+                module.row_adapters = list(adapter_names)
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                handles.append(
+                    module.register_forward_pre_hook(partial(_add_names, list(adapter_names)), with_kwargs=True)
+                )
+        try:
+            yield
+        finally:
+            for _, layer in mol_layers(self):
+                layer.row_adapters = None
+            for handle in handles:
+                handle.remove()
+
+    # -- state
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: MoLConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_adapter_state(model, config, adapter_name, mapped)
+        return mapped
+
+    def expert_usage(self) -> dict[str, torch.Tensor]:
+        """The moving average of the routing, (E,) by layer, of the active adapter."""
+        return {
+            name: layer.mol_usage[adapter].clone()
+            for name, layer in mol_layers(self.model)
+            for adapter in layer.active_adapters
+            if adapter in layer.mol_usage
+        }
+
+    # -- experts in and out (tuner_experts.py says how)
+
+    def merge_experts(self, *args, **kwargs) -> MoLMergeReport:
+        """Replace an adapter's experts by one: `tuner_experts.merge_experts`."""
+        return merge_experts(self, *args, **kwargs)
+
+    def save_as_lora(self, folder: str | Path, adapter_name: str | None = None) -> Path:
+        """Write an adapter of one expert as a stock LoRA: `tuner_experts.save_as_lora`."""
+        return save_as_lora(self, folder, adapter_name)
+
+    def experts_from_loras(self, folders: Sequence[str | Path], adapter_name: str | None = None) -> None:
+        """Make one expert of each stock LoRA: `tuner_experts.experts_from_loras`."""
+        experts_from_loras(self, folders, adapter_name)
+
+    def add_experts(self, number: int, adapter_name: str | None = None) -> None:
+        """Add experts to a trained adapter, whose own are frozen: `tuner_experts.add_experts`."""
+        add_experts(self, number, adapter_name)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            for name in adapter_names or self.active_adapters:
+                warn_of_loss(self, name)
+        model = super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+        RoutingObserver.detach(model)
+        return model
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        for name in adapter_names or self.active_adapters:
+            warn_of_loss(self, name)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+
+def _add_names(adapter_names: list[str], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, kwargs | {"adapter_names": adapter_names}
+
+
+def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, state: dict[str, torch.Tensor]) -> None:
+    """
+    Refuse an adapter's weights that do not fit the model it is loaded into.
+
+    Raises:
+        ValueError: a tensor is missing, or has another shape; the error names it, and the base the adapter wants.
+    """
+    base = f" The adapter was made for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
+    for name, layer in mol_layers(model):
+        if adapter_name not in layer.mol_config:
+            continue
+        for key, value in layer.state_dict().items():
+            part, _, rest = key.partition(".")
+            if part == "base_layer" or rest.split(".")[0] != adapter_name:
+                continue
+            if f"{name}.{key}" not in state:
+                raise ValueError(f"The adapter has no {part} for {name}.{base}")
+            found = tuple(state[f"{name}.{key}"].shape)
+            if found != tuple(value.shape):
+                raise ValueError(
+                    f"The adapter's {part} for {name} is {found}, and this model and its configuration need "
+                    f"{tuple(value.shape)}.{base}"
+                )
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+# The first import wins: a second copy (the package beside a Hub folder's code, say), or a peft that has its own, stays.
+if MOL not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name="mol", config_cls=MoLConfig, model_cls=MoLModel, prefix=MoLModel.prefix)

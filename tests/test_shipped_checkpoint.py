@@ -1,0 +1,82 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The checkpoint in the repository: whole, small, up to date with the code, and trained."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_models import REPOSITORY
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from modernalbert import ModernALBERTConfig
+
+
+EXPORT = (
+    "python hub.py --model_name_or_path checkpoints/modernalbert-nano --output_dir checkpoints/modernalbert-nano "
+    "--dtype bfloat16 --card model_cards/modernalbert-nano.md"
+)
+CHECKPOINT = REPOSITORY / "checkpoints" / "modernalbert-nano"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+
+def test_it_is_a_complete_small_hub_folder():
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 30e6
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    assert {"AutoConfig", "AutoModel", "AutoModelForMaskedLM"} <= set(config["auto_map"])
+    shape = ModernALBERTConfig.from_pretrained(REPOSITORY / "configs" / "nano").to_dict()
+    differing = {name for name in shape if config.get(name, shape[name]) != shape[name]}
+    assert differing <= {"dtype", "architectures", "auto_map", "transformers_version"}
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
+        dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
+    assert {dtype for name, dtype in dtypes.items() if not name.endswith("mol_usage")} == {"BF16"}
+
+
+def test_its_code_is_the_code_of_this_repository():
+    for file in CHECKPOINT.glob("*.py"):
+        assert file.read_text() == (REPOSITORY / file.name).read_text(), f"{file.name} has changed: {EXPORT}"
+
+
+def test_every_expert_is_used(model):
+    usage = [buffer for name, buffer in model.named_buffers() if name.endswith("mol_usage")]
+    assert len(usage) == 2 and all(u.dtype == torch.float32 for u in usage)
+    assert min(u.min() for u in usage) >= 1 / (4 * 8) and all(u.sum() == pytest.approx(1, abs=1e-3) for u in usage)
+
+
+def test_embeddings_know_what_sentences_mean(tokenizer):
+    encoder = AutoModel.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    sentences = [
+        "A man is playing a guitar on the stage.",
+        "A musician performs with his guitar.",
+        "The central bank raised interest rates again.",
+        "Borrowing became more expensive after the bank's decision.",
+    ]
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = encoder(**batch).last_hidden_state
+    weights = batch["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+    similarity = means @ means.T
+    assert min(similarity[0, 1], similarity[2, 3]) > similarity[:2, 2:].max() + 0.1
+
+
+@pytest.mark.parametrize(
+    "sentence, words",
+    [
+        ("The actors are great, but the [MASK] is too long and boring.", {"movie", "film", "story", "plot", "ending"}),
+        ("The president of the United [MASK] spoke to congress.", {"states", "kingdom", "nations"}),
+        ("A [MASK] is a large animal.", {"dog", "horse", "bear", "bird", "cow", "elephant", "whale"}),
+    ],
+)
+def test_masks_are_filled_sensibly(model, tokenizer, sentence, words):
+    answers = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)(sentence)
+    assert words & {answer["token_str"] for answer in answers}, answers
