@@ -26,11 +26,13 @@ setup(
     python_requires=">=3.10",
     packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training", "modernalbert.benchmarks"],
     package_dir={"modernalbert": "."},
-    package_data={"modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]},
+    package_data={
+        "modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "peft>=0.19",
+        "peft>=0.21",
         "accelerate>=1.10",
         "datasets>=4.0",
         "safetensors>=0.5",

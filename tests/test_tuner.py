@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from peft import get_peft_model
 from small_models import tiny_model
-from tuner_models import FAMILIES, adapt, family, inputs_for, main_output, speak_up
+from tuner_models import COMMON, FAMILIES, adapt, family, inputs_for, main_output, speak_up
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, MoLConfig
 from modernalbert.modeling_mol import FFN, DropoutMasks, reference_mol, route
@@ -157,16 +157,31 @@ def test_targets_are_chosen_by_name_layer_and_exclusion():
     assert len(adapted_layers("whisper", target_modules=r".*decoder\.layers\.\d+")) == 2
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_every_parameter_gets_a_gradient_and_checkpointing_changes_nothing(use_reentrant):
+@pytest.mark.parametrize(
+    "name, use_reentrant, changes",
+    [
+        ("llama", False, {}),
+        ("llama", True, {}),
+        ("bert", False, {}),
+        ("llama", False, {"expert_mixing": "ema", "router_ema_decay": 0.5}),
+    ],
+)
+def test_every_parameter_gets_a_gradient_and_checkpointing_changes_nothing(name, use_reentrant, changes):
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = adapt(family("llama"), router_aux_loss_coef=0.0).train()
+        base = family(name)
+        if name == "bert":
+            base = t.BertForTokenClassification(base.config)
+        model = adapt(base, router_aux_loss_coef=0.0, **changes).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
         if checkpointing:
             model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             model.enable_input_require_grads()
-        ids = torch.arange(20).view(2, 10)
-        model(input_ids=ids, labels=ids).loss.backward()
+        ids = torch.arange(3, 99).repeat(7)[: 7 * 80].view(7, 80)  # more than a block of tokens
+        model(input_ids=ids, labels=ids if name == "llama" else ids % 2).loss.backward()
+        copy.deepcopy(model)  # nothing of the recompute is left behind
         usage = model.base_model.expert_usage()
         return {n: p.grad for n, p in model.named_parameters() if p.requires_grad} | usage
 
@@ -175,6 +190,41 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_nothing(use_r
     for name, gradient in plain.items():
         assert gradient is not None and gradient.any(), name
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["bert", "distilbert", "llama", "modernbert"])
+def test_long_batches_give_each_row_what_it_gets_alone(name):
+    model = adapt(family(name))
+    ids = torch.randint(3, 99, (8, 96))
+    torch.testing.assert_close(
+        main_output(model(input_ids=ids))[3:4], main_output(model(input_ids=ids[3:4])), atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_a_layer_with_attention_is_never_cut_into_blocks():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+            self.fc1, self.fc2 = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+
+        def forward(self, x):
+            x = x + self.attention(x, x, x)[0]
+            return x + self.fc2(self.fc1(x).relu())
+
+    model = torch.nn.Sequential(Block())
+    x = torch.randn(8, 100, 16)
+    expected = model(x)
+    torch.testing.assert_close(get_peft_model(model, MoLConfig(target_modules=["0"]))(x), expected)
+
+
+@torch.no_grad()
+def test_batches_of_nothing_pass_as_through_the_base():
+    layer = next(layer for _, layer in mol_layers(adapt(family("llama"))))
+    for shape in ((0, 5, 32), (2, 0, 32), (0, 32)):
+        assert layer(torch.zeros(shape)).shape == shape
 
 
 def test_a_shared_ffn_is_adapted_once_and_counted_at_each_use():
@@ -214,6 +264,31 @@ def test_auxiliary_losses_join_the_loss_in_training_alone_and_padding_does_not_c
     assert all(layer.mol_router["default"].weight.grad.any() for _, layer in mol_layers(model))
 
 
+def test_auxiliary_losses_join_whatever_loss_a_model_has():
+    model = adapt(t.BertForQuestionAnswering(family("bert").config), router_aux_loss_coef=5.0).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ids, positions = torch.randint(3, 100, (2, 6)), torch.tensor([1, 2])
+    trained = model(ids, start_positions=positions, end_positions=positions).loss
+    assert trained > 5 + model.eval()(ids, start_positions=positions, end_positions=positions).loss * 0.9
+
+
+def test_each_side_of_a_translator_counts_its_own_padding():
+    model = adapt(family("t5")).train()
+    ids = torch.randint(3, 100, (2, 6))
+    mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    labels = torch.randint(3, 100, (2, 6))
+    for masked in (labels, labels.masked_fill(torch.arange(6) > 2, -100)):
+        output = model(ids, mask, labels=masked, output_router_logits=True)
+        expected = []
+        for number, logits in enumerate(output.router_logits):
+            p = logits[mask.bool() if number < 2 else masked != -100].softmax(-1)
+            slots = torch.nn.functional.one_hot(p.topk(2).indices, 4).sum(-2).float().mean(0) / 2
+            expected.append(0.01 * 4 * (slots * p.mean(0)).sum())
+        torch.testing.assert_close(output.aux_loss, torch.stack(expected).mean())
+
+
 def test_expert_labels_teach_the_router_where_to_send_rows():
     model = adapt(t.BertForSequenceClassification(family("bert").config), router_aux_loss_coef=0.0).train()
     batch = {"input_ids": torch.randint(3, 100, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
@@ -228,6 +303,8 @@ def test_expert_labels_teach_the_router_where_to_send_rows():
     assert all((layer.argmax(-1) == labels[:, None]).float().mean() > 0.9 for layer in logits)
     with pytest.raises(ValueError, match="must be below 4"):
         model.train()(**batch, expert_labels=torch.tensor([0, 1, 2, 4]))
+    with pytest.raises(ValueError, match="2 numbers for 4 rows"):
+        model(**batch, expert_labels=torch.tensor([0, 1]))
 
 
 @torch.no_grad()
@@ -268,8 +345,10 @@ def test_it_compiles_whole(name):
     "changes, message",
     [
         ({"r": 0}, "r=0 is not allowed: it must be a whole number of at least 1"),
-        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is not allowed: it must be at most self.num_experts=8"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is not allowed: it must be at most num_experts=8"),
         ({"expert_mixing": "mean"}, "expert_mixing='mean' is not allowed"),
+        ({"lora_alpha": "16"}, "lora_alpha='16' is not allowed: it must be a number greater than 0"),
+        ({"target_modules": "all-linear"}, "target_modules='all-linear' is not allowed"),
         ({"ffn_projections": {"up": "a"}}, "ffn_projections={'up': 'a'} is not allowed"),
         ({"num_frozen_experts": 9}, "num_frozen_experts=9 is not allowed"),
         ({"mol_version": 2}, "mol_version=2 is not allowed: it must be at most 1: a newer modernalbert"),
@@ -278,7 +357,7 @@ def test_it_compiles_whole(name):
 def test_a_wrong_value_is_named_with_what_is_allowed(changes, message):
     with pytest.raises(ValueError) as error:
         MoLConfig(**changes)
-    assert message.replace("self.", "") in str(error.value).replace("self.", "")
+    assert message in str(error.value)
 
 
 def test_targets_that_match_nothing_are_answered_with_those_there_are():
@@ -288,3 +367,14 @@ def test_targets_that_match_nothing_are_answered_with_those_there_are():
         get_peft_model(family("bert"), MoLConfig(target_modules=["intermediate"]))
     with pytest.raises(ValueError, match="has experts of its own"):
         get_peft_model(tiny_model(ModernALBERTForMaskedLM), MoLConfig())
+    mixtral = t.Qwen3MoeConfig(**COMMON, num_experts=2, moe_intermediate_size=16, num_key_value_heads=2, head_dim=8)
+    with pytest.raises(ValueError, match="has experts of its own"):
+        get_peft_model(t.Qwen3MoeForCausalLM(mixtral), MoLConfig(target_modules=["mlp"]))
+
+
+def test_a_refusal_leaves_the_model_as_it_was():
+    model = family("llama")
+    model.model.layers[1].mlp = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp"):
+        get_peft_model(model, MoLConfig())
+    assert not list(mol_layers(model)) and not any("mol_" in name for name in model.state_dict())

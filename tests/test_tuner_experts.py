@@ -8,7 +8,9 @@ import warnings
 
 import pytest
 import torch
+import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tuner_models import FAMILIES, adapt, family, inputs_for, main_output
 
 from modernalbert import MoLConfig
@@ -127,6 +129,59 @@ def test_weights_come_from_statistics_or_calibration_and_ranks_from_the_method()
 
 
 @torch.no_grad()
+def test_a_merged_adapter_takes_the_trained_head_with_it(tmp_path):
+    model = adapt(t.BertForSequenceClassification(family("bert").config), task_type="SEQ_CLS")
+    model.base_model.model.classifier.modules_to_save["default"].weight.normal_(std=3)
+    inputs = inputs_for(model.base_model.model)
+    report = model.merge_experts(new_adapter_name="merged", calibration=[inputs])
+    routed = model(**inputs).logits
+    model.set_adapter("merged")
+    merged = model(**inputs).logits
+    error = ((merged - routed).norm() / routed.norm()).item()
+    assert report.relative_error_of_output == pytest.approx(error, rel=1e-4)
+    model.save_as_lora(tmp_path / "lora")
+    state = load_file(tmp_path / "lora/adapter_model.safetensors")
+    head = model.base_model.model.classifier.modules_to_save["default"]
+    assert torch.equal(state["base_model.model.classifier.weight"], head.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["merge", "add"])
+def test_on_a_half_precision_base_an_adapter_stays_float32(change):
+    model = adapt(family("llama").bfloat16())
+    if change == "merge":
+        model.merge_experts(new_adapter_name="merged")
+    else:
+        model.add_experts(1)
+    dtypes = {name: value.dtype for name, value in model.state_dict().items() if "mol_" in name}
+    assert set(dtypes.values()) == {torch.float32}, dtypes
+
+
+@torch.no_grad()
+def test_a_model_nobody_can_make_inputs_for_is_merged_all_the_same():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    model.add_module("mlp", torch.nn.Sequential())
+    model.mlp.fc1, model.mlp.fc2 = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+    adapted = get_peft_model(model, MoLConfig(target_modules=["mlp"]))
+    with pytest.warns(UserWarning, match="by how much could not be measured"):
+        adapted.merge_and_unload()
+    layer_config = MoLConfig(target_modules=["mlp"])
+    adapted = get_peft_model(model, layer_config)
+    with pytest.warns(UserWarning, match="not exact"):
+        adapted.merge_adapter()
+    assert all(layer.mol_config["default"].expert_mixing == "token" for _, layer in mol_layers(adapted))
+
+
+@torch.no_grad()
+def test_unmerging_follows_a_model_that_was_moved():
+    model = adapt(family("llama"), **ONE)
+    model.merge_adapter()
+    model.to(torch.bfloat16)
+    model.unmerge_adapter()
+    assert next(layer for _, layer in mol_layers(model)).base_layer.up_proj.weight.dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_unloading_several_experts_warns_with_the_measured_loss():
     model = adapt(family("bert"))
     with pytest.warns(UserWarning, match=r"4 experts .* is not exact.* changes by \d+\.\d\d % on random inputs"):
@@ -165,7 +220,7 @@ def test_a_merged_adapter_is_a_stock_lora_for_people_with_plain_peft(tmp_path, n
     assert done.returncode == 0, done.stderr[-2000:]
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
     assert json.loads((tmp_path / "lora/adapter_config.json").read_text())["peft_type"] == "LORA"
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         model.save_as_lora(tmp_path / "lora")
 
 
@@ -224,6 +279,23 @@ def test_an_untrained_router_sends_tokens_along_an_experts_direction(tmp_path):
             assert logits.argmax().item() == e and logits.max() == pytest.approx(1, abs=1e-4)
 
 
+@torch.no_grad()
+def test_scales_that_differ_by_module_are_those_of_peft(tmp_path):
+    pattern = {"layers.1.mlp.gate_proj": 20, r"layers\\.0\\.mlp\\.(up|down)_proj": 40}
+    folder = stock_lora(
+        tmp_path / "lora", "llama", ["gate_proj", "up_proj", "down_proj"], 2, 0, alpha_pattern=pattern, use_rslora=True
+    )
+    torch.manual_seed(5)
+    base = family("llama")
+    inputs = inputs_for(base)
+    model = get_peft_model(base, MoLConfig(num_experts=2, num_experts_per_tok=1, router_score="absolute")).eval()
+    model.experts_from_loras([folder, folder])
+    mixed = model(**inputs).logits
+    torch.manual_seed(5)
+    expected = PeftModel.from_pretrained(family("llama"), folder)(**inputs).logits
+    torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_cannot_be_an_expert_is_refused(tmp_path):
     lora = stock_lora(tmp_path / "ffn", "llama", ["gate_proj"], 2, 0)
     attention = stock_lora(tmp_path / "attention", "llama", ["q_proj"], 2, 0)
@@ -235,6 +307,9 @@ def test_what_cannot_be_an_expert_is_refused(tmp_path):
         model.experts_from_loras([lora, attention])
     with pytest.warns(UserWarning, match="also adapts 2 modules outside"):
         model.experts_from_loras([lora, both])
+    head = stock_lora(tmp_path / "head", "llama", ["gate_proj"], 2, 0, modules_to_save=["lm_head"])
+    with pytest.warns(UserWarning, match="lm_head: modules to save are left out"):
+        model.experts_from_loras([lora, head])
     dora = stock_lora(tmp_path / "dora", "llama", ["gate_proj"], 2, 0, use_dora=True)
     with pytest.raises(ValueError, match="use_dora=True"):
         model.experts_from_loras([lora, dora])
@@ -276,5 +351,7 @@ def test_added_experts_change_nothing_until_the_router_learns_and_old_ones_never
     for arguments, message in (((0,), "number=0 is not allowed"), ((1, "nobody"), "the adapters are 'default'")):
         with pytest.raises(ValueError, match=message):
             again.add_experts(*arguments)
+    with pytest.raises(ValueError, match="gives added experts weight at once"):
+        adapt(family("bert"), expert_mixing="uniform").add_experts(1)
     with pytest.raises(ValueError, match="has one expert and no router"):
         adapt(family("bert"), **ONE).add_experts(1)

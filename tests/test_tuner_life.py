@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -85,6 +86,12 @@ def test_the_card_says_first_what_to_install(tmp_path):
     assert text.startswith("> **`pip install modernalbert` and `import modernalbert`")
     adapted().save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text().count("pip install modernalbert") == 1
+
+
+def test_the_card_of_an_adapter_with_a_name_says_so_too(tmp_path):
+    adapt(classifier(), "law", **CONFIG).save_pretrained(tmp_path)
+    for card in (tmp_path / "README.md", tmp_path / "law" / "README.md"):
+        assert "pip install modernalbert" in card.read_text()
 
 
 @torch.no_grad()
@@ -212,8 +219,20 @@ def test_every_row_of_a_batch_has_its_own_adapter(name):
         torch.testing.assert_close(mixed[row], alone[row], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="'nobody'"):
         model(**inputs, adapter_names=["nobody"] * 3)
+    for names in (["one"], ["one"] * 9):
+        with pytest.raises(ValueError, match=f"{len(names)} names for 3 rows"):
+            model(**inputs, adapter_names=names)
     with pytest.raises(ValueError, match="not allowed in training"):
         model.train()(**inputs, adapter_names=["one"] * 3)
+    model.eval().base_model.model.eval()
+    with pytest.raises(ValueError, match="wrap the model in a PeftModel"):
+        model.base_model.model(**inputs, adapter_names=["one"] * 3)
+    model.set_adapter("one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.merge_adapter()
+    with pytest.raises(ValueError, match="merged into the base"):
+        model(**inputs, adapter_names=["one"] * 3)
 
 
 @torch.no_grad()
@@ -285,6 +304,25 @@ def test_an_adapter_that_does_not_fit_names_the_culprit(tmp_path):
     save_file({k: v for k, v in state.items() if "router" not in k}, tmp_path / "a/adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"has no mol_router for .*layer\.0"):
         PeftModel.from_pretrained(classifier(), tmp_path / "a")
+
+
+def test_an_adapter_of_more_layers_is_refused(tmp_path):
+    config = copy.deepcopy(family("bert").config)
+    config.num_hidden_layers = 3
+    adapt(t.BertForSequenceClassification(config), **CONFIG).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"layer\.2\.mol_.* no place in this model"):
+        PeftModel.from_pretrained(classifier(), tmp_path)
+
+
+def test_a_frozen_adapter_in_a_trained_model_does_not_count():
+    model = adapted().train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("classifier" in name)
+    before = model.base_model.expert_usage()
+    output = model(IDS, labels=torch.tensor([0, 1, 0, 1]), output_router_logits=True)
+    assert "aux_loss" not in output
+    for name, usage in model.base_model.expert_usage().items():
+        assert torch.equal(usage, before[name])
 
 
 WITHOUT_THE_PACKAGE = """
