@@ -15,6 +15,7 @@
 Where the linear layers of a feed-forward network (FFN) are, in the models people have.
 """
 
+import inspect
 from typing import NamedTuple
 
 from torch import nn
@@ -60,7 +61,7 @@ _BY_TARGET = (
         r".*encoder\.layer\.\d+",
         "bert roberta xlm-roberta camembert electra mpnet ernie esm deberta deberta-v2 data2vec-text",
     ),
-    (r".*layers\.\d+", "whisper bart mbart marian opt m2m_100 pegasus blenderbot speech_to_text"),
+    (r"(.*\.)?layers\.\d+", "whisper bart mbart marian opt m2m_100 pegasus blenderbot speech_to_text"),
     (["DenseReluDense"], "t5 mt5 umt5"),
     (["feed_forward"], "wav2vec2 hubert wavlm"),
     (["ffn"], "distilbert"),
@@ -98,6 +99,14 @@ def match_projections(module: nn.Module, names: Projections) -> bool:
     return fits and len({size for size, _ in inputs}) == 1
 
 
+def is_ffn_alone(module: nn.Module, names: Projections) -> bool:
+    """Whether nothing with weights but these linear layers works on the tokens: no attention, norm or convolution."""
+    linear = [module.get_submodule(name) for name in (*names.inputs, names.output)]
+    inside = {id(parameter) for layer in linear for parameter in layer.parameters()}
+    takes_one = len(inspect.signature(module.forward).parameters) == 1
+    return takes_one and all(id(parameter) in inside for parameter in module.parameters())
+
+
 def find_projections(module: nn.Module, name: str, ffn_projections: dict[str, str] | None = None) -> Projections:
     """
     The linear layers of the FFN that a module holds.
@@ -109,10 +118,11 @@ def find_projections(module: nn.Module, name: str, ffn_projections: dict[str, st
     Raises:
         ValueError: the module holds experts of its own, or is not understood; then the error lists what is in it.
     """
-    experts = [child for child in module.modules() if type(child).__name__ in ROUTED_CLASSES]
+    experts = [type(child).__name__ for child in module.modules() if type(child).__name__ in ROUTED_CLASSES]
+    experts += [child for child in ("experts", "router") if hasattr(module, child)]
     if experts:
         raise ValueError(
-            f"{name} has experts of its own ({type(experts[0]).__name__}): a second mixture on the same feed-forward "
+            f"{name} has experts of its own ({experts[0]}): a second mixture on the same feed-forward "
             "network is not supported; exclude it with exclude_modules, or merge its experts first."
         )
     if ffn_projections is not None:

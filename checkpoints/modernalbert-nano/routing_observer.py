@@ -52,26 +52,37 @@ class RoutingObserver:
             model.register_forward_hook(self.after, with_kwargs=True)
 
     @staticmethod
-    def detach(model: nn.Module) -> None:
-        """Stop listening to a model."""
+    def detach(model: nn.Module) -> "RoutingObserver | None":
+        """Stop listening to a model; returns who did, if anybody."""
+        observer = None
         for hooks, with_kwargs in (
             (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs),
             (model._forward_hooks, model._forward_hooks_with_kwargs),
         ):
             for number, hook in list(hooks.items()):
                 if isinstance(getattr(hook, "__self__", None), RoutingObserver):
+                    observer = hook.__self__
                     del hooks[number], with_kwargs[number]
+        return observer
 
     def before(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
         self.is_asked = bool(kwargs.get("output_router_logits"))
         self.expert_labels = kwargs.get("expert_labels")
         known = inspect.signature(model.forward).parameters
         ours = {"output_router_logits", "expert_labels"} - known.keys()
         kwargs = {name: value for name, value in kwargs.items() if name not in ours}
-        self.is_listening = self.is_asked or (model.training and torch.is_grad_enabled())
-        if self.is_listening:
-            for _, layer in mol_layers(model):
-                layer.recorded = []
+        is_training = model.training and torch.is_grad_enabled()
+        self.is_listening = self.is_asked or is_training
+        can_use_labels = False
+        for _, layer in mol_layers(model):
+            layer.recorded = [] if self.is_listening else None
+            usage = layer.mol_usage.items() if is_training else ()
+            layer.usage_at_start = {name: average.clone() for name, average in usage}
+            can_use_labels |= any(layer.mol_config[name].expert_mixing == "token" for name in layer.mol_router)
+        if self.expert_labels is not None and not (is_training and can_use_labels):
+            logger.warning_once("expert_labels has no effect: only the training of adapters that route tokens uses it.")
         return args, kwargs
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -85,15 +96,16 @@ class RoutingObserver:
             layer.recorded = None
         if not records:
             return output
-        aux_loss = None
+        aux_loss = loss = None
         if model.training and torch.is_grad_enabled():
-            aux_loss = self._finish_step(layers, records, kwargs, self.expert_labels)
-        loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-        if aux_loss is not None and loss is not None and kwargs.get("labels") is not None:
-            # Where the loss is a sum over the labels of the whole optimizer step, this is this batch's share of them.
-            num_items = kwargs.get("num_items_in_batch")
-            share = 1 if num_items is None else (kwargs["labels"] != -100).sum() / num_items
-            loss = loss + share * aux_loss.to(loss.device)
+            inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+            inputs = inputs | inputs.get("kwargs", {})
+            aux_loss = self._finish_step(model, layers, records, inputs, self.expert_labels)
+            loss = getattr(output, "loss", None)
+            if isinstance(output, tuple) and inputs.get("labels") is not None:
+                loss = output[0]
+        if aux_loss is not None and loss is not None:
+            loss = loss + label_share(model, inputs) * aux_loss.to(loss.device)
             if isinstance(output, tuple):
                 output = (loss, *output[1:])
             else:
@@ -106,9 +118,10 @@ class RoutingObserver:
 
     @staticmethod
     def _finish_step(
+        model: nn.Module,
         layers: dict[str, nn.Module],
         records: dict[str, list[torch.Tensor]],
-        kwargs: dict,
+        inputs: dict,
         expert_labels: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """The auxiliary loss, a mean over all uses of FFNs; the averages of the routing move, over all processes."""
@@ -118,7 +131,10 @@ class RoutingObserver:
                 adapter for adapter in layers[name].active_adapters if adapter in layers[name].mol_config
             )
             config = layers[name].mol_config[adapter_name]
-            mask = token_mask(name, record[0], kwargs)
+            parameters = (p for key, p in layers[name].named_parameters() if key.split(".")[1:2] == [adapter_name])
+            if not any(parameter.requires_grad for parameter in parameters):
+                continue  # a frozen adapter in a model that is trained otherwise
+            mask = token_mask(model, name, record[0], inputs)
             k = config.num_experts_per_tok
             # The uses of a shared FFN may differ in length, as in an encoder and a decoder.
             summaries = [summarise_routing((logits,), k, mask) for logits in record]
@@ -136,6 +152,8 @@ class RoutingObserver:
             usages.append(sum(s.usage[0] * s.num_tokens for s in summaries))
             averages.append(layers[name].mol_usage[adapter_name])
             decays.append(config.router_ema_decay)
+        if not counts:
+            return None
         sums = sum_over_processes(*usages, *counts)
         for usage, num_tokens, average, decay in zip(sums, sums[len(usages) :], averages, decays):
             moved = torch.lerp((usage / num_tokens.clamp(min=1)).to(average), average, decay)
@@ -159,10 +177,12 @@ def routing_loss(logits: torch.Tensor, expert_labels: torch.Tensor, mask: torch.
     num_experts = logits.shape[-1]
     if expert_labels.min() < 0 or expert_labels.max() >= num_experts:
         raise ValueError(f"expert_labels={expert_labels.tolist()} is not allowed: they must be below {num_experts}.")
+    num_rows = len(logits)
     logits = logits.reshape(-1, num_experts)
     each, rest = divmod(len(logits), len(expert_labels))
-    if rest:
-        raise ValueError(f"expert_labels has {len(expert_labels)} numbers: it must have one per row of the batch.")
+    is_flat = num_rows == len(logits)  # some models flatten a batch before the FFN
+    if rest or (num_rows != len(expert_labels) and not is_flat):
+        raise ValueError(f"expert_labels has {len(expert_labels)} numbers for {num_rows} rows: one per row.")
     losses = nn.functional.cross_entropy(
         logits, expert_labels.to(logits.device).repeat_interleave(each), reduction="none"
     )
@@ -172,10 +192,23 @@ def routing_loss(logits: torch.Tensor, expert_labels: torch.Tensor, mask: torch.
     return (losses * mask).sum() / mask.sum().clamp(min=1)
 
 
-def token_mask(layer_name: str, logits: torch.Tensor, kwargs: dict) -> torch.Tensor | None:
+def label_share(model: nn.Module, inputs: dict) -> torch.Tensor | float:
+    """This batch's share of the optimizer step's labels, where the loss is a sum over all of them; else 1."""
+    num_items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+    if num_items is None or labels is None:
+        return 1.0
+    if getattr(model, "loss_type", None) == "ForCausalLM":
+        labels = labels[..., 1:]  # the first token is not predicted
+    return (labels != -100).sum() / num_items
+
+
+def token_mask(model: nn.Module, layer_name: str, logits: torch.Tensor, inputs: dict) -> torch.Tensor | None:
     """The (batch, sequence) mask of real tokens that fits a layer's router logits, or None if there is none."""
-    name = "decoder_attention_mask" if "decoder" in layer_name.split(".") and "decoder_input_ids" in kwargs else None
-    mask = kwargs.get(name or "attention_mask")
+    mask = inputs.get("attention_mask")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder" in layer_name.split("."):
+        mask = inputs.get("decoder_attention_mask")
+        if mask is None and isinstance(inputs.get("labels"), torch.Tensor):
+            mask = inputs["labels"] != -100
     fits = isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == logits[..., 0].numel()
     return mask if fits else None
 

@@ -36,12 +36,13 @@ from transformers.utils import is_peft_available
 
 from .merge_methods import MERGE_METHODS, MergedExpert
 from .modeling_mol import Experts, summarise_routing
-from .routing_observer import mol_layers, token_mask
+from .routing_observer import RoutingObserver, mol_layers, token_mask
 
 
 if is_peft_available():
     from peft import LoraConfig, PeftConfig
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
+    from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
+    from peft.utils.other import get_pattern_key
 
 
 FACTORS = Experts._fields[:4]
@@ -152,6 +153,7 @@ def merge_experts(
         lora_alpha=new_rank,
     )
     set_experts(tuner, target, config, {name: result.expert for name, result in merged.items()})
+    copy_modules_to_save(tuner.model, adapter_name, target)
     with only(tuner.model, target):
         after = measure(tuner.model, batches)
     return MoLMergeReport(
@@ -169,6 +171,16 @@ def merge_experts(
 
 
 @torch.no_grad()
+def copy_modules_to_save(model: nn.Module, source: str, target: str) -> None:
+    """Give an adapter the trained heads of another."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and source in module.modules_to_save and source != target:
+            module.update(target)
+            module.modules_to_save[target].load_state_dict(module.modules_to_save[source].state_dict())
+            module.modules_to_save[target].requires_grad_(False)
+
+
+@torch.no_grad()
 def set_experts(tuner: nn.Module, adapter_name: str, config, experts: dict[str, Experts]) -> None:
     """Give an adapter a configuration and these experts, by layer; it is made if there is none of that name."""
     tuner.peft_config[adapter_name] = config
@@ -176,7 +188,12 @@ def set_experts(tuner: nn.Module, adapter_name: str, config, experts: dict[str, 
         if name not in experts:
             continue
         trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+        dtypes = {p.dtype for key, p in layer.named_parameters() if key.startswith("mol_")}
         layer.update_layer(adapter_name, config)
+        for key, parameter in layer.named_parameters():
+            if key.startswith("mol_") and key.split(".")[1] == adapter_name:
+                # It was made in the base's dtype; an adapter has its own.
+                parameter.data = parameter.data.to(next(iter(dtypes), torch.float32))
         layer.load_experts(adapter_name, experts[name])
         is_new_trainable = adapter_name in layer.active_adapters and any(trainable.values())
         for parameter in layer.parameters():
@@ -207,18 +224,27 @@ def resolve_weights(
     if weights != "calibration" or num_experts == 1:
         return {name: layer.expert_weights(adapter_name, weights) for name, layer in layers.items()}
     totals = dict.fromkeys(layers, 0)
-    with only(tuner.model, adapter_name), torch.no_grad():
-        for batch in calibration:
-            for layer in layers.values():
-                layer.recorded = []
-            tuner.model(**batch)
-            for name, layer in layers.items():
-                mask = token_mask(name, layer.recorded[0], batch)
-                k = layer.mol_config[adapter_name].num_experts_per_tok
-                for logits in layer.recorded:
-                    summary = summarise_routing((logits,), k, mask)
-                    totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
-                layer.recorded = None
+    observer = RoutingObserver.detach(tuner.model)  # it would take the records away
+    try:
+        with only(tuner.model, adapter_name), torch.no_grad():
+            for batch in calibration:
+                for layer in layers.values():
+                    layer.recorded = []
+                tuner.model(**batch)
+                for name, layer in layers.items():
+                    k = layer.mol_config[adapter_name].num_experts_per_tok
+                    for logits in layer.recorded:
+                        mask = token_mask(tuner.model, name, logits, batch)
+                        summary = summarise_routing((logits,), k, mask)
+                        totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
+    finally:
+        for layer in layers.values():
+            layer.recorded = None
+        if observer is not None:
+            observer.attach(tuner.model)
+    unused = [name for name, total in totals.items() if not isinstance(total, torch.Tensor)]
+    if unused:
+        raise ValueError(f"The calibration batches do not reach {unused[0]}: weights='calibration' cannot be measured.")
     return {name: total / total.sum() for name, total in totals.items()}
 
 
@@ -226,10 +252,12 @@ def resolve_weights(
 def only(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """Evaluation mode with one adapter active; everything is put back afterwards."""
     modes = {module: module.training for module in model.modules()}
-    active = {layer: (layer._active_adapter, layer._disable_adapters) for _, layer in mol_layers(model)}
+    layers = [layer for _, layer in mol_layers(model)]
+    heads = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper) and adapter_name in m.modules_to_save]
+    active = {module: (module._active_adapter, module._disable_adapters) for module in (*layers, *heads)}
     model.eval()
-    for layer in active:
-        layer._active_adapter, layer._disable_adapters = [adapter_name], False
+    for module in active:
+        module._active_adapter, module._disable_adapters = [adapter_name], False
     try:
         yield
     finally:
@@ -260,7 +288,8 @@ def measure(model: nn.Module, batches: list[dict]) -> Measurement:
     """The model's logits, or else its first tensor, for each batch, and its mean loss where there are labels."""
     outputs, losses = [], []
     for batch in batches:
-        output = dict(model(**batch).items())
+        output = model(**batch)
+        output = dict(output.items()) if hasattr(output, "items") else dict(enumerate(output))
         loss = output.pop("loss", None)
         losses += [] if loss is None else [loss.item()]
         states = output.get("logits", next(value for value in output.values() if isinstance(value, torch.Tensor)))
@@ -276,18 +305,22 @@ def warn_of_loss(tuner: nn.Module, adapter_name: str) -> None:
     layers = [layer for layer in layers_of(tuner, adapter_name).values() if not layer.merged]
     if not layers:
         return
-    batches, measured_on = measuring_batches(tuner.model, None)
-    with only(tuner.model, adapter_name):
-        before = measure(tuner.model, batches).outputs
-        for layer in layers:
-            layer.mol_config[adapter_name] = replace(config, expert_mixing="ema")
-        after = measure(tuner.model, batches).outputs
+    try:
+        batches, measured_on = measuring_batches(tuner.model, None)
+        with only(tuner.model, adapter_name):
+            before = measure(tuner.model, batches).outputs
+            for layer in layers:
+                layer.mol_config[adapter_name] = replace(config, expert_mixing="ema")
+            after = measure(tuner.model, batches).outputs
+        change = f"the model's output changes by {100 * relative_error(before, after):.2f} % on {measured_on}"
+    except Exception as error:  # a model may take inputs that nobody here can make up; it can be merged all the same
+        change = f"by how much could not be measured ({type(error).__name__})"
+    finally:
         for layer in layers:
             layer.mol_config[adapter_name] = config
     warnings.warn(
         f"Merging the {config.num_experts} experts of adapter {adapter_name!r} is not exact, because their weights "
-        f"depend on the token: the model's output changes by {100 * relative_error(before, after):.2f} % on "
-        f"{measured_on}. merge_experts(calibration=...) measures it on yours.",
+        f"depend on the token: {change}. merge_experts(calibration=...) measures it on batches of yours.",
         stacklevel=4,
     )
 
@@ -306,7 +339,7 @@ def random_inputs(model: nn.Module, batch_size: int = 4, length: int = 32) -> di
         ValueError: the model takes something else than token ids, pixels or audio features.
     """
     generator = torch.Generator().manual_seed(0)
-    config, device = model.config, next(model.parameters()).device
+    config, device = getattr(model, "config", None), next(model.parameters()).device
     text = getattr(config, "text_config", None) or config
     vision = getattr(config, "vision_config", None) or config
     names = inspect.signature(model.forward).parameters
@@ -318,8 +351,11 @@ def random_inputs(model: nn.Module, batch_size: int = 4, length: int = 32) -> di
     elif "input_ids" in names and hasattr(text, "vocab_size"):
         inputs["input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
     if "pixel_values" in names and hasattr(vision, "image_size"):
-        shape = (batch_size, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+        size = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
+        shape = (batch_size, getattr(vision, "num_channels", 3), *size)
         inputs["pixel_values"] = torch.randn(shape, generator=generator)
+    if "input_values" in names:  # a waveform
+        inputs["input_values"] = torch.randn((batch_size, 4000), generator=generator)
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
     if not inputs:
@@ -348,8 +384,8 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
             f"Adapter {adapter_name!r} has {config.num_experts} experts, a LoRA has one: call merge_experts first."
         )
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder.")
     state = get_peft_model_state_dict(tuner.model, adapter_name=adapter_name)
     state = {f"base_model.model.{name}": value for name, value in state.items() if ".mol_" not in name}
     targets, is_conv1d = [], False
@@ -391,6 +427,10 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
 # --- from stock LoRAs ------------------------------------------------------------------------------------------------
 
 
+# What makes a LoRA more than a sum of low-rank deltas on the base it names.
+PLAIN_LORA = {"use_dora": False, "bias": "none", "lora_bias": False, "layer_replication": None}
+
+
 class StockLoRA(NamedTuple):
     """A stock LoRA checkpoint: its factors by module of the base, with the scale folded into B."""
 
@@ -408,9 +448,12 @@ def read_lora(folder: str | Path) -> StockLoRA:
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder} is a {config.peft_type.value} adapter: an expert is made from a LoRA.")
-    if config.use_dora or config.bias != "none":
-        raise ValueError(
-            f"{folder} has use_dora={config.use_dora}, bias={config.bias!r}: only plain LoRAs can be experts."
+    for option, plain in PLAIN_LORA.items():
+        if getattr(config, option, plain) not in (plain, None):
+            raise ValueError(f"{folder} has {option}={getattr(config, option)!r}: an expert is a plain LoRA.")
+    if config.modules_to_save:
+        warnings.warn(
+            f"{folder} also has {', '.join(config.modules_to_save)}: modules to save are left out.", stacklevel=4
         )
     weights = load_peft_weights(str(folder), device="cpu")
     factors = {}
@@ -419,7 +462,7 @@ def read_lora(folder: str | Path) -> StockLoRA:
             continue
         path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         rank = A.shape[0]
-        alpha = next((a for p, a in config.alpha_pattern.items() if path.endswith(p)), config.lora_alpha)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
         scale = alpha / (rank**0.5 if config.use_rslora else rank)
         factors[path] = A, weights[key.replace("lora_A", "lora_B")] * scale
     return StockLoRA(str(folder), factors)
@@ -474,6 +517,8 @@ def experts_from_loras(tuner: nn.Module, folders: Sequence[str | Path], adapter_
     """
     adapter_name = find_adapter(tuner, adapter_name)
     config = tuner.peft_config[adapter_name]
+    if any(adapter_name in layer.merged_adapters for layer in layers_of(tuner, adapter_name).values()):
+        raise ValueError(f"Adapter {adapter_name!r} is merged into the base; unmerge it first.")
     if len(folders) != config.num_experts:
         raise ValueError(f"{len(folders)} LoRAs were given for num_experts={config.num_experts}.")
     if config.router_score != "absolute":
@@ -522,8 +567,9 @@ def experts_from_loras(tuner: nn.Module, folders: Sequence[str | Path], adapter_
 @torch.no_grad()
 def add_experts(tuner: nn.Module, number: int, adapter_name: str | None = None) -> None:
     """
-    Add experts to a trained adapter. Those it has are frozen from now on; the new ones start at zero, and so far below
-    the others that no token is sent to them: outputs are those of before until the router learns otherwise.
+    Add experts to a trained adapter. Those it has are frozen from now on; the new ones add nothing, and their logits
+    start so far below the usual that practically no token is sent to them: outputs are those of before until the router
+    learns otherwise.
 
     Args:
         number: How many to add.
@@ -537,6 +583,8 @@ def add_experts(tuner: nn.Module, number: int, adapter_name: str | None = None) 
         raise ValueError(f"number={number!r} is not allowed: it must be a whole number of at least 1.")
     if not config.is_routed:
         raise ValueError(f"Adapter {adapter_name!r} has one expert and no router: experts cannot be added to it.")
+    if config.expert_mixing == "uniform":
+        raise ValueError("expert_mixing='uniform' gives added experts weight at once: experts cannot be added to it.")
     layers = layers_of(tuner, adapter_name)
     if any(adapter_name in layer.merged_adapters for layer in layers.values()):
         raise ValueError(f"Adapter {adapter_name!r} is merged into the base; unmerge it first.")
@@ -560,6 +608,7 @@ def add_experts(tuner: nn.Module, number: int, adapter_name: str | None = None) 
         _, old_router, old_usage = before[name]
         router = layer.mol_router[adapter_name]
         router.weight[:old] = old_router.weight
+        router.weight[old:] = 0
         router.bias[:old] = 0 if old_router.bias is None else old_router.bias
         router.bias[old:] = NEW_EXPERT_BIAS
         layer.mol_usage[adapter_name] = nn.functional.pad(old_usage, (0, number))

@@ -20,8 +20,8 @@ gate and dropout run on all of them; before the last one they become one again. 
 `modeling_mol`, where the reasons are told.
 """
 
-import inspect
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_peft_available, logging
 
-from .ffn_projections import TARGET_MODULES, Projections, ffn_modules, find_projections, linear_shape
+from .ffn_projections import (
+    TARGET_MODULES,
+    Projections,
+    ffn_modules,
+    find_projections,
+    is_ffn_alone,
+    linear_shape,
+)
 from .modeling_mol import (
     CPU_TOKEN_BLOCK,
     Experts,
@@ -172,6 +179,8 @@ class MoLConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = MOL
+        if self.num_experts == 1:
+            self.num_experts_per_tok = 1
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -187,20 +196,25 @@ class MoLConfig(PeftConfig):
 
         for name in ("r", "num_experts", "num_experts_per_tok"):
             require(name, whole(name) and getattr(self, name) >= 1, "a whole number of at least 1")
-        require("num_experts_per_tok", self.num_experts_per_tok <= self.num_experts, f"at most {self.num_experts=}")
-        require("lora_alpha", self.lora_alpha > 0, "greater than 0")
+        most = f"at most num_experts={self.num_experts}"
+        require("num_experts_per_tok", self.num_experts_per_tok <= self.num_experts, most)
+        is_number = isinstance(self.lora_alpha, int | float)
+        require("lora_alpha", is_number and self.lora_alpha > 0, "a number greater than 0")
+        require("target_modules", self.target_modules != "all-linear", "modules that hold a feed-forward network")
         require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
         require("expert_mixing", self.expert_mixing in MIXINGS, "one of " + ", ".join(map(repr, MIXINGS)))
         require("router_score", self.router_score in SCORES, "one of " + ", ".join(map(repr, SCORES)))
         frozen = whole("num_frozen_experts") and 0 <= self.num_frozen_experts <= self.num_experts
-        require("num_frozen_experts", frozen, f"from 0 to {self.num_experts=}")
+        require("num_frozen_experts", frozen, f"from 0 to num_experts={self.num_experts}")
         for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_target_coef"):
             require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("router_jitter_noise", "router_ema_decay"):
             require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         names = self.ffn_projections
         is_named = names is None or (
-            isinstance(names, dict) and {"up", "down"} <= names.keys() <= {"gate", "up", "down"}
+            isinstance(names, dict)
+            and {"up", "down"} <= names.keys() <= {"gate", "up", "down"}
+            and all(isinstance(name, str) for name in names.values())
         )
         require("ffn_projections", is_named, "a dictionary with 'up' and 'down', and 'gate' where there is one")
         newest = whole("mol_version") and self.mol_version <= MOL_VERSION
@@ -223,12 +237,20 @@ class MoLConfig(PeftConfig):
         # peft names the class and module of the base; loaded as remote code it lives in no importable module.
         if "transformers_modules" in str(written.get("auto_mapping")):
             file.write_text(json.dumps(written | {"auto_mapping": None}, indent=2, sort_keys=True))
-        card = Path(save_directory, "README.md")
-        text = card.read_text(encoding="utf-8") if card.exists() else ""
-        if CARD_NOTICE not in text:
-            front = re.match(r"---\n.*?\n---\n", text, flags=re.DOTALL)
-            at = front.end() if front else 0
-            card.write_text(f"{text[:at]}{CARD_NOTICE}\n{text[at:]}", encoding="utf-8")
+        # An adapter of another name than "default" lies in a folder inside the one that has the card.
+        outer = Path(save_directory).parent / "README.md"
+        if outer.exists() and "library_name: peft" in outer.read_text(encoding="utf-8"):
+            add_notice(outer)
+        add_notice(Path(save_directory, "README.md"))
+
+
+def add_notice(card: Path) -> None:
+    """Put `CARD_NOTICE` in front of a card's text, once."""
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    if CARD_NOTICE not in text:
+        front = re.match(r"---\n.*?\n---\n", text, flags=re.DOTALL)
+        at = front.end() if front else 0
+        card.write_text(f"{text[:at]}{CARD_NOTICE}\n{text[at:]}", encoding="utf-8")
 
 
 CARD_NOTICE = (
@@ -241,7 +263,7 @@ CARD_NOTICE = (
 
 
 class Float32Buffers(BufferDict if is_peft_available() else object):
-    """Buffers by adapter that stay float32: a moving average of decay 0.99 stalls in bfloat16."""
+    """Buffers by adapter that stay float32: an average of decay 0.99 stalls in bfloat16, and frozen is frozen."""
 
     def _apply(self, fn, recurse=True):
         kept = dict(self.items())
@@ -287,6 +309,11 @@ class FFNCall(NamedTuple):
     seen: set[int]  # numbers of the first projections that have run
 
 
+def flat(states: torch.Tensor) -> torch.Tensor:
+    """(..., width) -> (tokens, width), also where there are no tokens."""
+    return states.reshape(math.prod(states.shape[:-1]), states.shape[-1])
+
+
 class MoLLayer(nn.Module, BaseTunerLayer):
     """
     The module that holds an FFN, with MoL adapters on it.
@@ -318,13 +345,15 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         self.mol_router = nn.ModuleDict()
         for factor in FACTORS:
             setattr(self, f"mol_{factor}", nn.ParameterDict())
-            setattr(self, f"mol_frozen_{factor}", BufferDict(persistent=True))
+            setattr(self, f"mol_frozen_{factor}", Float32Buffers(persistent=True))
         self.mol_usage = Float32Buffers(persistent=True)
         self.mol_config: dict[str, MoLConfig] = {}
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.merged_adapters: list[str] = []
         self._unmerged_weights: dict[str, torch.Tensor] = {}
+        # The average of the routing when the forward under way began: a checkpoint recompute must see that one.
+        self.usage_at_start: dict[str, torch.Tensor] = {}
         # The adapter of each row of the batch, where they differ.
         self.row_adapters: list[str] | None = None
         # Router logits of the forward under way, one per use; None where nobody listens, as in a checkpoint recompute.
@@ -336,6 +365,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         self.hidden_size, _ = linear_shape(self.input_projections[0])
         self.input_widths = [linear_shape(projection)[1] for projection in self.input_projections]
         self.width, self.output_size = linear_shape(self.output_projection)
+        self._is_ffn_alone = is_ffn_alone(self.get_base_layer(), names)
         self._handles = [
             projection.register_forward_hook(partial(self._after_input, number))
             for number, projection in enumerate(self.input_projections)
@@ -352,6 +382,11 @@ class MoLLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer" or name.startswith("mol_"):
                 raise
             return getattr(self.base_layer, name)
+
+    def __getstate__(self) -> dict:
+        # Of a forward that did not come to its end nothing is worth a copy, and graphs cannot be copied.
+        state = self.__dict__.copy()
+        return state | {"recorded": None, "row_adapters": None, "_call": None, "_call_logits": [], "_low_rank": []}
 
     def __repr__(self) -> str:
         return "mol." + super().__repr__()
@@ -415,10 +450,12 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         return super()._get_base_layer_device_and_dtype(self.output_projection)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        usage = self.mol_usage[adapter_name] if adapter_name in self.mol_usage else None
+        buffers = [self.mol_usage, *(getattr(self, f"mol_frozen_{factor}") for factor in FACTORS)]
+        kept = [(container, container[adapter_name]) for container in buffers if adapter_name in container]
         super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-        if usage is not None and self.mol_usage[adapter_name].dtype != torch.float32:
-            self.mol_usage[adapter_name] = usage.to(self.mol_usage[adapter_name].device)
+        for container, value in kept:
+            if container[adapter_name].dtype != torch.float32:
+                container[adapter_name] = value.to(container[adapter_name].device)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -456,8 +493,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         num_experts = self.mol_config[adapter_name].num_experts
         if weights == "uniform" or num_experts == 1:
             return torch.full((num_experts,), 1 / num_experts, device=self.output_projection.weight.device)
-        # A copy: the average moves on at the end of a training forward, and a checkpoint recompute must see this one.
-        return self.mol_usage[adapter_name].clone()
+        return self.mol_usage[adapter_name]
 
     # -- forward
 
@@ -465,12 +501,10 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         """Which adapter serves which tokens; tokens of the base model are in none."""
         if self.row_adapters is None:
             return [(name, None) for name in self.active_adapters if name in self.mol_config]
+        # A row is several rows in a beam search, and several tokens where a model flattens its batch.
         each, rest = divmod(num_tokens, len(self.row_adapters))
         if rest:
-            raise ValueError(
-                f"adapter_names has {len(self.row_adapters)} names, which does not divide the {num_tokens} tokens of "
-                "this batch: it must have one name per row."
-            )
+            raise ValueError(f"adapter_names has {len(self.row_adapters)} names for {num_tokens} tokens: one per row.")
         rows = torch.arange(num_tokens, device=device).view(-1, each)
         parts = []
         for name in dict.fromkeys(self.row_adapters):
@@ -485,6 +519,8 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         return any(name in self.mol_config for name in self.row_adapters or self.active_adapters)
 
     def forward(self, *args, **kwargs):
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel is not supported: start one process per device (torchrun, accelerate).")
         if self.disable_adapters and self.merged:
             self.unmerge()
         if not self._is_adapted:
@@ -509,7 +545,8 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         if self._is_ffn_alone and len(args) == 1 and not kwargs:
             outputs = [self.base_layer(tokens[rows].unsqueeze(0)) for rows in blocks]
             return torch.cat(outputs, dim=1).view(*x.shape[:-1], -1)
-        if getattr(self.base_layer, "chunk_size_feed_forward", None) == 0 and x.dim() == 3:
+        can_chunk = getattr(self.base_layer, "chunk_size_feed_forward", None) == 0 and x.dim() == 3
+        if can_chunk and not torch.is_grad_enabled():  # a checkpoint recompute would not be cut
             # A layer of BERT's kind cuts its sequences itself, if the length divides.
             size = max(
                 (c for c in range(1, x.shape[1]) if x.shape[1] % c == 0 and c * len(x) <= CPU_TOKEN_BLOCK), default=0
@@ -522,11 +559,6 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                     self.base_layer.chunk_size_feed_forward = 0
         return self.base_layer(*args, **kwargs)
 
-    @property
-    def _is_ffn_alone(self) -> bool:
-        parameters = inspect.signature(self.get_base_layer().forward).parameters
-        return len(parameters) == 1 and "." not in self.projection_names.output
-
     def _after_input(self, number: int, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Behind a first projection: the h_e of the k chosen experts, (k * batch, ..., n)."""
         if not self._is_adapted:
@@ -537,7 +569,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         call.seen.add(number)
         start = sum(self.input_widths[:number])
         rows_of_B = slice(start, start + self.input_widths[number])
-        base = output.reshape(-1, output.shape[-1])
+        base = flat(output)
         if len(call.adapters) == 1 and call.adapters[0].rows is None:
             (adapter,) = call.adapters
             slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, output.dtype)
@@ -548,11 +580,11 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                 slots = fill_slots(adapter.routing_weights, adapter.experts_index, adapter.experts, output.dtype)
                 mine = expand_slots(base[adapter.rows], adapter.low_rank, adapter.experts.B_in[:, rows_of_B], slots)
                 hidden[: len(mine), adapter.rows] = mine
-        return hidden.view(-1, *call.shape[1:], output.shape[-1])
+        return hidden.view(call.num_slots * call.shape[0], *call.shape[1:], output.shape[-1])
 
     def _begin(self, x: torch.Tensor, dtype: torch.dtype) -> FFNCall:
         """Route the tokens of x (batch, ..., d)."""
-        tokens = x.reshape(-1, x.shape[-1])
+        tokens = flat(x)
         adapters = []
         for name, rows in self._adapters_of_tokens(tokens.shape[0], x.device):
             mine = tokens if rows is None else tokens[rows]
@@ -565,18 +597,26 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     ) -> AdapterCall:
         config = self.mol_config[name]
         experts = self.experts(name, dtype)
+        if experts.A_in.is_meta:
+            raise RuntimeError(
+                f"The weights of adapter {name!r} are not in memory: a model that is offloaded (device_map with "
+                "cpu or disk) cannot carry a MoL adapter; merge it first, or load the model whole."
+            )
         logits = None
         if config.is_routed and (config.expert_mixing == "token" or self.recorded is not None):
             router = self.mol_router[name]
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.expert_mixing == "token"):
                 logits = router(tokens)
             if self.recorded is not None and rows is None:
-                self._call_logits.append(logits.view(*shape, -1))
+                self._call_logits.append(logits.view(*shape, config.num_experts))
         if logits is not None and config.expert_mixing == "token":
             _, weights, index = route(logits, config.num_experts_per_tok)
         else:
             if config.is_routed:
-                experts = concatenate_experts(experts, self.expert_weights(name, config.expert_mixing))
+                usage = self.usage_at_start.get(name) if config.expert_mixing == "ema" else None
+                experts = concatenate_experts(
+                    experts, self.expert_weights(name, config.expert_mixing) if usage is None else usage
+                )
             weights = tokens.new_ones(len(tokens), 1)
             index = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
         dropout = config.lora_dropout if self.training else 0.0
@@ -589,7 +629,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         if self._call is None or not self._is_adapted:
             return None
         call = self._call
-        hidden = args[0].reshape(call.num_slots, -1, args[0].shape[-1])
+        hidden = flat(args[0]).unflatten(0, (call.num_slots, math.prod(call.shape)))
         if len(call.adapters) == 1 and call.adapters[0].rows is None:
             mixture, low_rank = self._mix(hidden, call.adapters[0])
             self._low_rank = [low_rank]
@@ -599,7 +639,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                 num_slots = adapter.routing_weights.shape[-1]
                 mixture[adapter.rows], low_rank = self._mix(hidden[:num_slots, adapter.rows], adapter)
                 self._low_rank.append(low_rank)
-        return mixture.view(*call.shape, -1), *args[1:]
+        return mixture.view(*call.shape, mixture.shape[-1]), *args[1:]
 
     @staticmethod
     def _mix(hidden: torch.Tensor, adapter: AdapterCall) -> tuple[torch.Tensor, torch.Tensor]:
@@ -614,15 +654,15 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         if self._call is None or not self._is_adapted:
             return None
         call, self._call = self._call, None
-        result = output.reshape(-1, output.shape[-1])
-        for adapter, low_rank in zip(call.adapters, self._low_rank):
+        result = flat(output)
+        low_ranks, self._low_rank = self._low_rank, []
+        for adapter, low_rank in zip(call.adapters, low_ranks):
             B_out = adapter.experts.B_out.to(low_rank.dtype)
             if adapter.rows is None:
                 result = add_low_rank(result, low_rank, B_out).to(output.dtype)
             else:
                 result = result.clone()
                 result[adapter.rows] = add_low_rank(result[adapter.rows], low_rank, B_out).to(output.dtype)
-        self._low_rank = []
         return result.view_as(output)
 
     # -- merging
@@ -675,7 +715,8 @@ class MoLLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         for path, weight in self._unmerged_weights.items():
-            self.get_base_layer().get_submodule(path).weight.data = weight
+            parameter = self.get_base_layer().get_submodule(path).weight
+            parameter.data = weight.to(device=parameter.device, dtype=parameter.dtype)  # the model may have been moved
         self._unmerged_weights.clear()
         self.merged_adapters.clear()
 
@@ -716,7 +757,15 @@ class MoLModel(BaseTuner):
         return match
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        config = self.peft_config[adapter_name]
         try:
+            self._prepare_adapter_config(config, self.get_model_config(model))
+            # All is looked at before anything is changed.
+            for name, module in model.named_modules():
+                is_inside = any(name.startswith(f"{layer}.") for layer, _ in mol_layers(model))
+                if name and not is_inside and self._check_target_module_exists(config, name):
+                    if not isinstance(module, MoLLayer):
+                        find_projections(module, name, config.ffn_projections)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if "target_modules" not in str(error) and "Target modules" not in str(error):
@@ -765,6 +814,11 @@ class MoLModel(BaseTuner):
             return
         if self.training:
             raise ValueError("adapter_names is not allowed in training: each row's own adapter is for inference.")
+        if any(layer.merged for _, layer in mol_layers(self)):
+            raise ValueError("adapter_names is not allowed while an adapter is merged into the base; unmerge it first.")
+        num_rows = batch_size(self.model, args, kwargs)
+        if num_rows not in (None, len(adapter_names)):
+            raise ValueError(f"adapter_names has {len(adapter_names)} names for {num_rows} rows: one per row.")
         unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
         if unknown:
             raise ValueError(
@@ -846,6 +900,12 @@ class MoLModel(BaseTuner):
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
 
+def batch_size(model: nn.Module, args: tuple, kwargs: dict) -> int | None:
+    """Rows of a batch of model inputs, or None if there is no tensor to tell."""
+    inputs = [kwargs.get(getattr(model, "main_input_name", "input_ids")), *args[:1], *kwargs.values()]
+    return next((value.shape[0] for value in inputs if isinstance(value, torch.Tensor) and value.dim() > 0), None)
+
+
 def _add_names(adapter_names: list[str], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, kwargs | {"adapter_names": adapter_names}
 
@@ -858,21 +918,23 @@ def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, 
         ValueError: a tensor is missing, or has another shape; the error names it, and the base the adapter wants.
     """
     base = f" The adapter was made for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
-    for name, layer in mol_layers(model):
-        if adapter_name not in layer.mol_config:
-            continue
-        for key, value in layer.state_dict().items():
-            part, _, rest = key.partition(".")
-            if part == "base_layer" or rest.split(".")[0] != adapter_name:
-                continue
-            if f"{name}.{key}" not in state:
-                raise ValueError(f"The adapter has no {part} for {name}.{base}")
-            found = tuple(state[f"{name}.{key}"].shape)
-            if found != tuple(value.shape):
-                raise ValueError(
-                    f"The adapter's {part} for {name} is {found}, and this model and its configuration need "
-                    f"{tuple(value.shape)}.{base}"
-                )
+    expected = {
+        f"{name}.{key}": (name, key.partition(".")[0], value.shape)
+        for name, layer in mol_layers(model)
+        for key, value in layer.state_dict().items()
+        if not key.startswith("base_layer.") and key.split(".")[1] == adapter_name
+    }
+    for key, (name, part, shape) in expected.items():
+        if key not in state:
+            raise ValueError(f"The adapter has no {part} for {name}.{base}")
+        if state[key].shape != shape:
+            raise ValueError(
+                f"The adapter's {part} for {name} is {tuple(state[key].shape)}, and this model and its configuration "
+                f"need {tuple(shape)}.{base}"
+            )
+    surplus = [key for key in state if ".mol_" in key and key not in expected]
+    if surplus:
+        raise ValueError(f"The adapter has {surplus[0]}, for which there is no place in this model.{base}")
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
