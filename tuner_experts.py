@@ -46,7 +46,7 @@ if is_peft_available():
 
 
 FACTORS = Experts._fields[:4]
-# The logit that a new expert starts below the others: no token is sent there, and so no output changes.
+# The logit of a new expert: so far below the usual that practically no token is sent there.
 NEW_EXPERT_BIAS = -10.0
 
 

@@ -50,9 +50,6 @@ class Holder(torch.nn.Module):
     def forward(self, **inputs):
         return self.model(**inputs)
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        raise NotImplementedError
-
 
 def with_adapters(base: torch.nn.Module, targets: str) -> dict[str, torch.nn.Module]:
     """The base, and copies of it with each kind of adapter."""
