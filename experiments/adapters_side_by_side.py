@@ -36,8 +36,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from modernalbert import MoLConfig
 from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
 from modernalbert.evaluation.glue import GLUE_TASKS
-from modernalbert.run_glue import GlueTrainingArguments, make_trainer, tokenize
+from modernalbert.run_glue import make_trainer, tokenize
 from modernalbert.training.task_files import load_task_file
+from modernalbert.training.task_script import TaskTrainingArguments
 
 
 # The linear layers of a BERT's feed-forward networks.
@@ -99,7 +100,7 @@ def main() -> None:
                 arguments.model_name_or_path, num_labels=len(task.labels), dtype=torch.float32
             )
             model = adapted(adapter, base)
-            training = GlueTrainingArguments(
+            training = TaskTrainingArguments(
                 output_dir=str(file.parent / "trainer"),
                 learning_rate=arguments.learning_rate,
                 num_train_epochs=arguments.num_train_epochs,

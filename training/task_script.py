@@ -1,0 +1,354 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the task scripts share: arguments, a checkpoint with a head for the task, the run, the merge after it."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from modernalbert.command_line import UserError, check_processes, first_sentence
+from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
+from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
+from modernalbert.training.run_folder import (
+    EARLIER_RUN,
+    check_output_dir,
+    checkpoint_to_resume,
+    has_no_weights,
+    remove_earlier_run,
+)
+
+
+logger = logging.getLogger(__name__)
+
+# What a run leaves in its output folder beside the model's files, and may delete there.
+RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged")
+# Rows on which a merge measures its errors; the metrics are measured on all.
+MERGE_CALIBRATION_ROWS = 256
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name. A folder with a configuration only starts from random weights."},
+    )
+    expert_mixing: str | None = field(
+        default=None,
+        metadata={"help": "For a model with experts: token (route), ema or uniform (train one merged expert)."},
+    )
+    merge_after: str | None = field(
+        default=None,
+        metadata={"help": "Then merge the experts with these weights (ema, uniform or E numbers) and evaluate again."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub model."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, sdpa, flex_attention or flash_attention_2; default: transformers' choice."},
+    )
+
+
+@dataclass
+class TaskDataArguments:
+    """Which rows, for every task."""
+
+    train_file: str | None = field(default=None, metadata={"help": "Training rows."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation rows, with answers."})
+    test_file: str | None = field(default=None, metadata={"help": "Rows to predict; answers are not needed."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+    )
+
+
+@dataclass
+class TaskTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with defaults that suit fine-tuning an encoder."""
+
+    do_train: bool = field(default=True, metadata={"help": "Train."})
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation rows."})
+    do_predict: bool = field(default=True, metadata={"help": "Predict the test rows, if there are any."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size of a device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size of a device."})
+    warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: epoch, steps or no."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "group_by_length wastes little on padding; random, sequential."}
+    )
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
+    )
+    metric_for_best_model: str | None = field(
+        default="task",
+        metadata={"help": "Chooses the best checkpoint: a metric, loss, or task (the first metric)."},
+    )
+    report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
+
+    def __post_init__(self):
+        # Without evaluation there is no best checkpoint to end with.
+        if not self.do_eval:
+            self.eval_strategy = "no"
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        super().__post_init__()
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    What is known of a checkpoint before its weights are read.
+
+    Attributes:
+        name: Folder or Hub name.
+        labels: The labels it knows by name, in the order of their ids; empty if it names none.
+        has_weights: False for a folder that holds a configuration only.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    has_weights: bool
+
+
+@contextlib.contextmanager
+def _one_sentence_if_it_fails(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+
+
+def read_checkpoint(arguments: ModelArguments) -> Checkpoint:
+    """Look at a checkpoint's configuration."""
+    name = arguments.model_name_or_path
+    if name is None:
+        raise UserError("--model_name_or_path is missing.")
+    with _one_sentence_if_it_fails(name):
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        refuse_original_release(written)
+        known = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).id2label or {}
+    labels = tuple(known[i] for i in sorted(known)) if written.get("id2label") else ()
+    return Checkpoint(name, labels, not has_no_weights(Path(name)))
+
+
+def labels_in_order(checkpoint: Checkpoint, labels: Sequence[str], training: bool) -> tuple[str, ...]:
+    """
+    The task's labels in the order of the checkpoint's head.
+
+    A checkpoint that knows the labels by name keeps its order; one that knows others, or another number of them, gets
+    a new head, which only training can fill. Without labels the head gives one number.
+    """
+    known = checkpoint.labels
+    if labels and (set(known) == set(labels) or (not training and set(known) > set(labels))):
+        return known
+    if not training and (not checkpoint.has_weights or len(known) != max(1, len(labels))):
+        raise UserError(
+            f"--no_do_train needs a model with a head for the task: {checkpoint.name} knows the labels "
+            f"{', '.join(known) or 'of none'}, the task has {', '.join(labels) or 'one number'}."
+        )
+    return tuple(labels)
+
+
+def load_task_model(
+    arguments: ModelArguments, auto_class: type, labels: Sequence[str] | None = None, **changes
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A checkpoint with a head for the task, in float32, and its tokenizer.
+
+    Args:
+        auto_class: AutoModelForSequenceClassification and the like.
+        labels: Their names in the order of the ids; `None` leaves the configuration's.
+        changes: Other fields of the configuration to set.
+    """
+    name, trust = arguments.model_name_or_path, arguments.trust_remote_code
+    if labels is not None:
+        changes["num_labels"] = max(1, len(labels))
+        if labels:
+            changes["id2label"] = dict(enumerate(labels))
+            changes["label2id"] = {label: i for i, label in enumerate(labels)}
+    with _one_sentence_if_it_fails(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **changes)
+        if arguments.expert_mixing is not None:
+            if arguments.expert_mixing not in EXPERT_MIXINGS or not hasattr(config, "expert_mixing"):
+                raise UserError(
+                    f"--expert_mixing {arguments.expert_mixing} is not allowed: it must be one of "
+                    f"{', '.join(EXPERT_MIXINGS)}, for a ModernALBERT."
+                )
+            config.expert_mixing = arguments.expert_mixing
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        # Trained in float32, whatever it was saved in; --bf16 computes in half precision.
+        loading = {"trust_remote_code": trust, "attn_implementation": arguments.attn_implementation}
+        loading["dtype"] = torch.float32
+        if has_no_weights(Path(name)):
+            logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
+            model = auto_class.from_config(config, **loading)
+        else:
+            model = auto_class.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **loading)
+    return model, tokenizer
+
+
+def check_merge(weights: str | None, model: PreTrainedModel, has_validation: bool) -> str | list[float] | None:
+    """The value of --merge_after, checked before anything long starts."""
+    if weights is None:
+        return None
+    parsed = parse_weights(weights, flag="--merge_after", names=("ema", "uniform"))
+    if getattr(model.config, "ffn_modulation", None) != "mol":
+        raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
+    if not isinstance(parsed, str) and len(parsed) != model.config.num_experts:
+        raise UserError(f"--merge_after {weights} is not allowed: it must be {model.config.num_experts} numbers.")
+    if not has_validation:
+        raise UserError("--merge_after needs --validation_file, to measure what the merge changes.")
+    return parsed
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def check_run(data_arguments: TaskDataArguments, training_arguments: TrainingArguments) -> None:
+    """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
+    check_processes(training_arguments.world_size, training_arguments.n_gpu)
+    for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
+        value = getattr(data_arguments, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least 1.")
+    check_output_dir(
+        Path(training_arguments.output_dir),
+        data_arguments.overwrite_output_dir,
+        training_arguments.resume_from_checkpoint,
+    )
+
+
+def check_splits(training_arguments: TrainingArguments, splits: Sequence[str]) -> list[str]:
+    """The validation splits among `splits`, after a UserError for rows that are needed and missing."""
+    validation_splits = [split for split in splits if split.startswith("validation")]
+    if training_arguments.do_train and "train" not in splits:
+        raise UserError("--train_file is missing (or add --no_do_train).")
+    if training_arguments.do_eval and not validation_splits:
+        raise UserError("--validation_file is missing (or add --no_do_eval).")
+    return validation_splits
+
+
+def choose_best_by(training_arguments: TrainingArguments, metrics: Sequence[str]) -> None:
+    """Turn metric_for_best_model "task" into the first of the task's metrics, all of which grow as they get better."""
+    wanted = training_arguments.metric_for_best_model
+    allowed = ("task", "loss", *metrics)
+    if wanted is not None and wanted.removeprefix("eval_") not in allowed:
+        raise UserError(f"--metric_for_best_model {wanted} is not allowed: it must be one of {', '.join(allowed)}.")
+    if wanted in (None, "task"):
+        training_arguments.metric_for_best_model = metrics[0]
+    training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
+
+
+def begin_run(data_arguments: TaskDataArguments, training_arguments: TrainingArguments) -> str | None:
+    """Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one."""
+    output_dir = Path(training_arguments.output_dir)
+    if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
+        remove_earlier_run(output_dir, RUN_FILES)
+    # The first process first: the others must find the folder as it leaves it.
+    with training_arguments.main_process_first(local=False):
+        return checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
+
+
+def first_rows(data: Dataset, split: str, arguments: TaskDataArguments) -> Dataset:
+    """As many rows of the split as --max_train_samples or --max_eval_samples asks for."""
+    limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+    return data if limit is None or split.startswith("test") else data.select(range(min(limit, len(data))))
+
+
+class RunResults:
+    """The metrics of a run: logged, written split by split, and together at the end."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.metrics: dict[str, float] = {}
+
+    def train(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint if there is one, and save the model."""
+        outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
+        self.trainer.save_model()
+        self.trainer.save_state()
+        self.keep("train", outcome.metrics | {"train_samples": len(self.trainer.train_dataset)})
+
+    def keep(self, split: str, metrics: dict[str, float]) -> None:
+        """Log a split's metrics and write `<split>_results.json`."""
+        self.trainer.log_metrics(split, metrics)
+        self.trainer.save_metrics(split, metrics, combined=False)
+        self.metrics.update(metrics)
+
+    def merge_and_evaluate(
+        self, weights: str | list[float], rows: Dataset, measure: Callable[[PreTrainedModel], dict[str, float]]
+    ) -> MergeReport:
+        """
+        Merge the trainer's model, measure the merged one, and write model and report into `merged/`.
+
+        Args:
+            weights: As in `merge_experts`.
+            rows: Tokenised rows; on the first of them the merge measures its errors.
+            measure: A model's metrics on the validation rows, under the names that `keep` got for the routed one.
+        """
+        trainer = self.trainer
+        rows = rows.select(range(min(MERGE_CALIBRATION_ROWS, len(rows))))
+        # Not the trainer's loader: every process measures on the same rows.
+        loader = torch.utils.data.DataLoader(
+            rows, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+        )
+        batches = [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
+        report = merge_experts(trainer.model, weights, calibration=batches)
+        report.measured_on = f"the first {len(rows)} validation rows"
+        merged = {name.removeprefix("eval_"): value for name, value in measure(report.model).items()}
+        routed = {name: self.metrics[f"eval_{name}"] for name in merged if f"eval_{name}" in self.metrics}
+        report.metrics = {"routed": routed, "merged": merged}
+        report.measure_latency(trainer.model, batches[0])
+        if trainer.is_world_process_zero():
+            report.save(Path(trainer.args.output_dir) / "merged", tokenizer=trainer.processing_class)
+        self.metrics.update({f"merged_{name}": value for name, value in merged.items()})
+        return report
+
+    def write(self) -> dict[str, float]:
+        """Write `all_results.json`, last: its presence says that the run is complete."""
+        if self.trainer.is_world_process_zero():
+            file = Path(self.trainer.args.output_dir) / "all_results.json"
+            file.write_text(json.dumps(self.metrics, indent=2, sort_keys=True) + "\n")
+        return self.metrics
