@@ -15,6 +15,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_modernalbert import ModernALBERTConfig
+from .grouped_mol import grouped_mol  # noqa: F401  registers the backend
 from .modeling_mol import (
     FeedForward,
     MoLRouter,
@@ -172,6 +174,33 @@ def is_flash_attention(config: ModernALBERTConfig) -> bool:
     return "flash" in (config._attn_implementation or "")
 
 
+class PaddedBatch(NamedTuple):
+    """Where the T real tokens of a padded batch lie. All work on single tokens is done on (1, T, ...) alone."""
+
+    places: torch.Tensor  # (T,) indices into the flattened batch
+    shape: torch.Size  # (batch, sequence)
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor) -> "PaddedBatch | None":
+        """None where no padding, or nothing but padding, is found in the mask (batch, sequence)."""
+        places = attention_mask.flatten().nonzero().flatten()
+        return cls(places, attention_mask.shape) if 0 < len(places) < attention_mask.numel() else None
+
+    def remove(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, sequence, ...) -> (1, T, ...)."""
+        return x.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+
+    def restore(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, T, ...) -> (batch, sequence, ...), zero in the padding."""
+        padded = x.new_zeros(self.shape.numel(), *x.shape[2:])
+        return padded.index_copy(0, self.places, x[0]).unflatten(0, self.shape)
+
+    def flash_arguments(self) -> dict:
+        """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
+        rows = torch.bincount(self.places // self.shape[1], minlength=self.shape[0])
+        return flash_boundaries(nn.functional.pad(rows.cumsum(0), (1, 0)))
+
+
 def prepare_attention(
     config: ModernALBERTConfig,
     hidden_states: torch.Tensor,
@@ -222,7 +251,12 @@ def flash_sequence_arguments(sequences: torch.Tensor) -> dict:
     """Variable-length arguments of transformers' flash attention for packed rows, all rows flattened into one."""
     row_starts = torch.ones_like(sequences[:, :1], dtype=torch.bool)
     starts = torch.cat([row_starts, sequences[:, 1:] != sequences[:, :-1]], dim=1).flatten().nonzero().flatten()
-    boundaries = nn.functional.pad(starts, (0, 1), value=sequences.numel()).to(torch.int32)
+    return flash_boundaries(nn.functional.pad(starts, (0, 1), value=sequences.numel()))
+
+
+def flash_boundaries(boundaries: torch.Tensor) -> dict:
+    """Where sequences begin, and the end of the last, as transformers' flash attention wants to be told."""
+    boundaries = boundaries.to(torch.int32)
     longest = int(boundaries.diff().max())
     return {
         "cu_seq_lens_q": boundaries,
@@ -316,13 +350,21 @@ class ModernALBERTAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         layer_type: str,
+        padding: PaddedBatch | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, sequence, d) -> (batch, sequence, d), attention weights or None."""
+        """
+        (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
+
+        With `padding` the states are (1, T, d), and sequences meet in the form that `attention_mask` has.
+        """
         batch_and_sequence = hidden_states.shape[:-1]
         qkv = self.Wqkv(hidden_states).view(*batch_and_sequence, 3, -1, self.head_size)
-        query, key = apply_rotary(qkv[:, :, :2], *position_embeddings).transpose(1, 3).unbind(dim=2)
-        value = qkv[:, :, 2].transpose(1, 2)
+        query_and_key, value = apply_rotary(qkv[:, :, :2], *position_embeddings), qkv[:, :, 2]
+        if padding is not None:
+            query_and_key, value = padding.restore(query_and_key), padding.restore(value)
+        query, key = query_and_key.transpose(1, 3).unbind(dim=2)
+        value = value.transpose(1, 2)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -339,6 +381,8 @@ class ModernALBERTAttention(nn.Module):
             deterministic=self.config.deterministic_flash_attn,
             **kwargs,
         )
+        if padding is not None:
+            output = padding.remove(output)
         return self.out_drop(self.Wo(output.reshape(*batch_and_sequence, -1))), weights
 
 
@@ -537,10 +581,22 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
                 "'eager' returns attention weights."
             )
 
+        padding = self.find_padding(attention_mask) if position_ids is None else None
+        if padding is not None:
+            input_ids, inputs_embeds = (None if x is None else padding.remove(x) for x in (input_ids, inputs_embeds))
         hidden_states = self.embeddings(input_ids, inputs_embeds)
-        masks, attention_arguments = prepare_attention(config, hidden_states, attention_mask, position_ids)
+        if padding is None:
+            padded_states = hidden_states
+        else:  # the batch's shape without its states
+            padded_states = hidden_states.new_empty(()).expand(*padding.shape, config.hidden_size)
+        if padding is not None and is_flash_attention(config):
+            masks, attention_arguments = dict.fromkeys(set(config.layer_types)), padding.flash_arguments()
+        else:
+            masks, attention_arguments = prepare_attention(config, padded_states, attention_mask, position_ids)
         if position_ids is None:
-            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+            position_ids = torch.arange(padded_states.shape[1], device=hidden_states.device).unsqueeze(0)
+        if padding is not None:
+            position_ids = padding.remove(position_ids.expand(padding.shape))
         rotary = {
             layer_type: rotary_embedding(config, position_ids, layer_type, hidden_states.dtype)
             for layer_type in set(config.layer_types)
@@ -549,12 +605,18 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         # A training forward without gradients (dropout sampling, say) is not a training step.
         update_statistics = self.training and torch.is_grad_enabled() and self.expert_mixing != "uniform"
 
+        # Flash attention takes the sequences one after another, as the states without padding are.
+        padding_in_attention = None if is_flash_attention(config) else padding
+
+        def restore(x: torch.Tensor) -> torch.Tensor:
+            return x if padding is None else padding.restore(x)
+
         all_hidden_states, all_attentions = [], []
         routed_groups, all_router_logits = [], []
         for layer, layer_type in enumerate(config.layer_types):
             group, position = divmod(layer, config.group_depth)
             if output_hidden_states:
-                all_hidden_states.append(hidden_states)
+                all_hidden_states.append(restore(hidden_states))
             hidden_states, attention_weights, router_logits = self.groups[group](
                 hidden_states,
                 position=position,
@@ -563,6 +625,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
                 layer_type=layer_type,
                 mixing_weights=mixing_weights[group],
                 return_router_logits=output_router_logits or update_statistics,
+                padding=padding_in_attention,
                 **(attention_arguments | kwargs),
             )
             if output_attentions:
@@ -570,13 +633,14 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             if router_logits is not None:
                 routed_groups.append(group)
                 all_router_logits.append(router_logits)
-        hidden_states = self.final_norm(hidden_states)
+        hidden_states = restore(self.final_norm(hidden_states))
         if output_hidden_states:
             all_hidden_states.append(hidden_states)
 
         aux_loss = None
         if self.training and all_router_logits:
-            padding_mask = attention_mask if getattr(attention_mask, "ndim", 0) == 2 else None
+            has_padding = padding is None and getattr(attention_mask, "ndim", 0) == 2
+            padding_mask = attention_mask if has_padding else None
             summary = summarise_routing(all_router_logits, config.num_experts_per_tok, padding_mask)
             if self.expert_mixing == "token":
                 aux_loss = (
@@ -590,8 +654,23 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
             aux_loss=aux_loss,
-            router_logits=tuple(all_router_logits) if output_router_logits and all_router_logits else None,
+            router_logits=tuple(map(restore, all_router_logits))
+            if output_router_logits and all_router_logits
+            else None,
         )
+
+    def find_padding(self, attention_mask: torch.Tensor | dict | None) -> PaddedBatch | None:
+        """
+        Where a padded batch's real tokens lie, or None where the batch is to be worked on as it is.
+
+        Not while a graph is traced, for which the number of tokens would be a constant; nor where something hooks into
+        the layers, which may count on rows being sequences (adapters chosen row by row, for one).
+        """
+        if getattr(attention_mask, "ndim", 0) != 2 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        if any(module._forward_pre_hooks or module._forward_hooks for module in self.groups.modules()):
+            return None
+        return PaddedBatch.of(attention_mask)
 
     @torch.no_grad()
     def _update_usage(self, routed_groups: list[int], usage: torch.Tensor, num_tokens: torch.Tensor) -> None:

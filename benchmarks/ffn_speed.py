@@ -18,11 +18,11 @@ from modernalbert import ModernALBERTConfig
 from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
 from modernalbert.modeling_mol import (
     FFN,
+    MOL_BACKENDS,
     DropoutMasks,
     FeedForward,
     MoLFeedForward,
     concatenate_experts,
-    resolve_mol_backend,
     route,
 )
 
@@ -66,7 +66,7 @@ def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
     """Every expert's own FFN on every token."""
     _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
     ffn = FFN(mol.Wi, mol.activate, mol.Wo)
-    return resolve_mol_backend("reference")(x, weights, chosen, ffn, mol.experts, DropoutMasks())
+    return MOL_BACKENDS["reference"](x, weights, chosen, ffn, mol.experts, DropoutMasks())
 
 
 def measure(

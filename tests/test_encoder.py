@@ -14,7 +14,7 @@ from modernalbert import (
     ModernALBERTModel,
     upcycle_modernbert,
 )
-from modernalbert.modeling_modernalbert import flash_sequence_arguments, sequence_indices
+from modernalbert.modeling_modernalbert import PaddedBatch, flash_sequence_arguments, sequence_indices
 from modernalbert.upcycle import config_from_modernbert
 
 
@@ -83,6 +83,46 @@ def test_padding_changes_nothing(dtype, tolerance, attention, side, modulation):
     for row, sequence in enumerate(sequences):
         alone = model(sequence[None]).last_hidden_state[0]
         torch.testing.assert_close(output[row][mask[row].bool()], alone, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_real_tokens_alone_are_worked_on_and_it_changes_nothing(attention, side):
+    ids, mask, sequences = padded(side)
+    model = tiny_model(ModernALBERTModel, torch.float64, attn_implementation=attention, layer_types=LOCAL_GLOBAL)
+    model.train()
+    widths = []
+    model.embeddings.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[:2]))
+    asked = {"output_hidden_states": True, "output_router_logits": True, "output_attentions": attention == "eager"}
+    results = []
+    for hooks in (False, True):
+        handle = model.groups[0].register_forward_hook(lambda *_: None) if hooks else None
+        model.load_state_dict(tiny_model(ModernALBERTModel, torch.float64, layer_types=LOCAL_GLOBAL).state_dict())
+        model.zero_grad()
+        torch.manual_seed(0)
+        model.groups[-1].mlp.mol_router.jitter_noise = model.groups[-2].mlp.mol_router.jitter_noise = 0.0
+        output = model(ids, mask, **asked)
+        (output.last_hidden_state[mask.bool()].square().sum() + output.aux_loss).backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        results.append((output, gradients, model.groups[-1].mlp.mol_usage.clone()))
+        if handle is not None:
+            handle.remove()
+    # Whatever hooks into the layers gets the batch as it is.
+    assert widths == [(1, sum(map(len, sequences))), tuple(ids.shape)]
+    (actual, actual_gradients, actual_usage), (expected, expected_gradients, expected_usage) = results
+    exact = {"atol": 1e-10, "rtol": 1e-10}
+    real = mask.bool()
+    for field in ("hidden_states", "router_logits"):
+        for one, other in zip(actual[field], expected[field]):
+            torch.testing.assert_close(one[real], other[real], **exact)
+    for one, other in zip(actual.attentions or (), expected.attentions or ()):
+        where = real[:, None, :, None].expand_as(one)
+        torch.testing.assert_close(one[where], other[where], **exact)
+    assert not actual.last_hidden_state[~real].any()
+    torch.testing.assert_close(actual.aux_loss, expected.aux_loss, **exact)
+    torch.testing.assert_close(actual_usage, expected_usage)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(actual_gradients[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -255,6 +295,14 @@ def test_flash_attention_gets_the_boundaries_of_packed_rows():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     assert sequence_indices(positions, mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
     assert sequence_indices(torch.arange(5).expand(2, 5), mask) is None  # positions that grow: not packed
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_flash_attention_gets_the_boundaries_of_padded_rows(side):
+    _, mask, _ = padded(side)
+    arguments = PaddedBatch.of(mask).flash_arguments()
+    assert arguments["cu_seq_lens_q"].tolist() == [0, 13, 33, 40]
+    assert arguments["max_length_q"] == 20
 
 
 @pytest.mark.parametrize("model_class", HEADS)

@@ -2,17 +2,20 @@
 """The mathematics of the mixture: every backend is the definition, and the re-association is exact."""
 
 import copy
+import logging
 
 import pytest
 import torch
 from small_models import randomise, tiny_config, tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
+from modernalbert.grouped_mol import ROWS
 from modernalbert.modeling_mol import (
     CPU_TOKEN_BLOCK,
     MOL_BACKENDS,
     MoAFeedForward,
     MoLFeedForward,
+    choose_mol_backend,
     concatenate_experts,
     expert_mask,
     route,
@@ -52,11 +55,12 @@ def definition(mol, x, k):
     return output
 
 
+@pytest.mark.parametrize("tokens", [11, 4 * ROWS + 7])  # more than any backend takes at once
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("backend", sorted(MOL_BACKENDS))
-def test_backend_is_the_definition(backend, k):
+def test_backend_is_the_definition(backend, k, tokens):
     mol = mol_ffn(backend, num_experts_per_tok=k).eval()
-    x = torch.randn(11, 32, dtype=torch.float64)
+    x = torch.randn(tokens, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(mol(x)[0], definition(mol, x, k), atol=1e-10, rtol=1e-10)
 
@@ -77,6 +81,54 @@ def test_backends_agree_forward_and_backward(backend, k, dropout, tokens):
     torch.testing.assert_close(actual_x, expected_x, atol=1e-10, rtol=1e-9)
     for name, gradient in expected_grads.items():
         torch.testing.assert_close(actual_grads[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_backends_agree_in_bfloat16(backend, autocast):
+    x = torch.randn(64, 32)
+    expected = with_gradients(mol_ffn("reference").float().train(), x)
+    mol = mol_ffn(backend).float().train()
+    if autocast:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = with_gradients(mol, x)
+    else:
+        actual = with_gradients(mol.bfloat16(), x.bfloat16())
+    # A token near a tie of the router may go elsewhere in half precision: most agree.
+    error = (actual[0].float() - expected[0]).norm(dim=-1) / expected[0].norm(dim=-1)
+    assert error.quantile(0.9) < 0.03
+    gradient, exact = actual[2]["mol_B_in"].float(), expected[2]["mol_B_in"]
+    assert (gradient - exact).norm() / exact.norm() < 0.1
+
+
+def test_an_expert_without_tokens_gets_a_gradient_of_zero():
+    mol = mol_ffn("grouped", num_experts_per_tok=1).train()
+    with torch.no_grad():
+        mol.mol_router.weight[1:].mul_(0)
+    x = mol.mol_router.weight[:1].detach().expand(6, -1) * torch.linspace(1, 2, 6, dtype=torch.float64)[:, None]
+    _, _, gradients = with_gradients(mol, x)
+    assert gradients["mol_A_in"][0].abs().sum() > 0
+    for name in ("mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out"):
+        assert torch.equal(gradients[name][1:], torch.zeros_like(gradients[name][1:]))
+
+
+def test_which_backend_auto_chooses():
+    few, many = torch.empty(63, 8), torch.empty(64, 8)
+    assert choose_mol_backend("auto", few, 8, 2) is MOL_BACKENDS["masked"]
+    assert choose_mol_backend("auto", many, 8, 2) is MOL_BACKENDS["grouped"]
+    assert choose_mol_backend("auto", many.to("meta"), 8, 2) is MOL_BACKENDS["masked"]
+    assert choose_mol_backend("masked", many, 8, 2) is MOL_BACKENDS["masked"]
+
+
+def test_grouped_gives_way_while_tracing_and_says_so(caplog):
+    mol = mol_ffn("grouped").eval()
+    x = torch.randn(40, 32, dtype=torch.float64)
+    library = logging.getLogger("modernalbert")
+    library.addHandler(caplog.handler)
+    compiled = torch.compile(mol, fullgraph=True, backend="eager")(x)[0]
+    library.removeHandler(caplog.handler)
+    torch.testing.assert_close(compiled, mol(x)[0], atol=1e-10, rtol=1e-10)
+    assert any("mol_backend='grouped'" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize("backend", sorted(MOL_BACKENDS))

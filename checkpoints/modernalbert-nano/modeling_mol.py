@@ -38,6 +38,10 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # --- routing ---------------------------------------------------------------------------------------------------------
@@ -313,12 +317,33 @@ def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tens
     return output + nn.functional.linear(low_rank, B_out.transpose(0, 1).flatten(1))
 
 
-def token_blocks(tokens: torch.Tensor) -> list[slice] | None:
+def token_blocks(tokens: torch.Tensor, size: int = CPU_TOKEN_BLOCK) -> list[slice] | None:
     """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
     # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
-    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > CPU_TOKEN_BLOCK):
+    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > size):
         return None
-    return [slice(start, start + CPU_TOKEN_BLOCK) for start in range(0, tokens.shape[0], CPU_TOKEN_BLOCK)]
+    return [slice(start, start + size) for start in range(0, tokens.shape[0], size)]
+
+
+def in_token_blocks(
+    backend: Callable,
+    size: int,
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor | None:
+    """A backend's result, `size` tokens after one another; None, and nothing done, where all at once is no worse."""
+    blocks = token_blocks(x, size)
+    if blocks is None:
+        return None
+    outputs = []
+    for rows in blocks:
+        block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
+        outputs.append(backend(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
+    return torch.cat(outputs)
 
 
 @register_mol_backend("masked")
@@ -337,13 +362,9 @@ def masked_mol(
     which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
     k r (d + n_in + f + d) for a gather.
     """
-    blocks = token_blocks(x)
+    blocks = in_token_blocks(masked_mol, CPU_TOKEN_BLOCK, x, routing_weights, experts_index, ffn, experts, masks)
     if blocks is not None:
-        outputs = []
-        for rows in blocks:
-            block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
-            outputs.append(masked_mol(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
-        return torch.cat(outputs)
+        return blocks
 
     base = ffn.project_in(x)
     # Under autocast the projections are narrower than x: all that follows has their dtype.
@@ -354,20 +375,44 @@ def masked_mol(
     return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
 
-def resolve_mol_backend(name: str) -> Callable:
-    """
-    The backend of that name; "auto" is `masked`, the only fast one that runs everywhere and traces whole.
+# On the CPU `grouped` pays from so many tokens per expert (measured: benchmarks/ffn_speed.py).
+GROUPED_TOKENS_PER_EXPERT = 16
 
+
+def check_mol_backend(name: str) -> None:
+    """
     Raises:
         ValueError: there is no backend of that name.
     """
-    if name == "auto":
-        name = "masked"
-    if name not in MOL_BACKENDS:
+    if name != "auto" and name not in MOL_BACKENDS:
         raise ValueError(
             f"mol_backend={name!r} is not allowed: it must be one of {', '.join(['auto', *MOL_BACKENDS])}."
         )
+
+
+def choose_mol_backend(name: str, x: torch.Tensor, num_experts: int, num_experts_per_tok: int) -> Callable:
+    """
+    The backend to use for tokens x (T, d).
+
+    "auto" is `masked`, but on the CPU `grouped` where each expert gets enough tokens to pay for sorting them. While a
+    graph is traced, compiled or exported it is always `masked`; a backend asked for by name that cannot be traced
+    gives way to it with a warning.
+    """
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if name == "auto":
+        pays = x.device.type == "cpu" and x.shape[0] * num_experts_per_tok >= GROUPED_TOKENS_PER_EXPERT * num_experts
+        name = "grouped" if not tracing and pays else "masked"
+    elif name == "grouped" and tracing:
+        name = _traceable_instead_of_grouped()
     return MOL_BACKENDS[name]
+
+
+@torch.compiler.assume_constant_result  # called while dynamo traces, which could not trace the warning
+def _traceable_instead_of_grouped() -> str:
+    logger.warning_once(
+        "mol_backend='grouped' sorts tokens by expert, which cannot be traced: 'masked' is used while tracing."
+    )
+    return "masked"
 
 
 # --- feed-forward networks -------------------------------------------------------------------------------------------
@@ -580,7 +625,8 @@ class MoLFeedForward(RoutedFeedForward):
         )
         self.lora_drop = LoRADropout(config.mlp_dropout, config.lora_dropout)
         self.scaling = config.lora_scaling
-        self.backend = resolve_mol_backend(config.mol_backend)
+        check_mol_backend(config.mol_backend)
+        self.mol_backend = config.mol_backend
 
     def init_modulation(self) -> None:
         super().init_modulation()
@@ -594,7 +640,8 @@ class MoLFeedForward(RoutedFeedForward):
 
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)
-        return self.backend(x, routing_weights, experts, ffn, self.experts, self.lora_drop(x, self.width))
+        backend = choose_mol_backend(self.mol_backend, x, self.num_experts, self.num_experts_per_tok)
+        return backend(x, routing_weights, experts, ffn, self.experts, self.lora_drop(x, self.width))
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)

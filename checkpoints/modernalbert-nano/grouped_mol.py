@@ -1,0 +1,188 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The MoL backend `grouped`: slots sorted by expert, so that an expert's factors meet only the tokens that chose it.
+
+Between P_in x and P_out everything is done a few rows of one expert at a time, in memory that stays in the cache. The
+backward pass works the slots out again from x and P_in x: what training keeps is less than the plain FFN keeps. The
+cost hardly depends on the number of experts. Sorting depends on the data, so nothing of this can be traced.
+
+Shapes as in `modeling_mol`: T tokens, d hidden size, f FFN width, n_in outputs of P_in, E experts of rank r, k slots.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .modeling_mol import FFN, DropoutMasks, Experts, in_token_blocks, register_mol_backend
+
+
+# Rows of one expert at a time: their states are a few MB, which a last-level cache holds (measured).
+ROWS = 256
+
+
+class Rows(NamedTuple):
+    """Some slots of one expert."""
+
+    expert: int
+    tokens: torch.Tensor  # (R,) row of x; no token twice
+    slots: torch.Tensor  # (R,) place in routing weights transposed and flattened, (k T,)
+    is_first: bool  # these are the tokens' first slots
+
+
+def rows_by_expert(experts_index: torch.Tensor, num_experts: int) -> Iterator[Rows]:
+    """Expert indices (T, k) -> all k T slots: the first slot of every token, expert by expert, then the second, ..."""
+    num_tokens, num_slots = experts_index.shape
+    first_key = torch.arange(num_slots, device=experts_index.device) * num_experts
+    keys = (experts_index + first_key).t().flatten()
+    counts = torch.bincount(keys, minlength=num_slots * num_experts).tolist()
+    for key, group in enumerate(keys.argsort(stable=True).split(counts)):
+        slot, expert = divmod(key, num_experts)
+        for slots in group.split(ROWS) if len(group) else ():
+            yield Rows(expert, slots - slot * num_tokens, slots, is_first=slot == 0)
+
+
+def put_rows(target: torch.Tensor, rows: Rows, values: torch.Tensor) -> None:
+    """Add values (R, n) to the rows' tokens in `target` (T, n), or set them at first slots: it starts uninitialised."""
+    put = target.index_copy_ if rows.is_first else target.index_add_
+    put(0, rows.tokens, values.to(target.dtype))
+
+
+class MixSlots(torch.autograd.Function):
+    """
+    (x (T, d), P_in x (T, n_in), routing weights (T, k), ...) -> sum_e q_e u_e (T, f) and s sum_e q_e B_out A_out u_e
+    (T, d), with gradients for x, P_in x, the routing weights and the experts.
+
+    Half precision is worked in float32, row by row: processors without half-precision arithmetic are many times faster
+    at it, and sums over a rank of 16 gain nothing from being narrow.
+    """
+
+    @staticmethod
+    def forward(ctx, x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, scaling, activate, masks):
+        ctx.save_for_backward(x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, *masks)
+        ctx.scaling, ctx.activate = scaling, activate
+        experts = wide(Experts(A_in, B_in, A_out, B_out, scaling))
+        gates = routing_weights.t().flatten().to(experts.A_in.dtype)
+        mixture = base.new_empty(x.shape[0], A_out.shape[-1])
+        low_rank = base.new_empty(x.shape[0], x.shape[1])
+        with torch.autocast(x.device.type, enabled=False):
+            for rows in rows_by_expert(experts_index, A_in.shape[0]):
+                e = rows.expert
+                _, _, h = expand_rows(x, base, rows, experts, masks)
+                u = activate_rows(h, rows, activate, masks).mul_(gates[rows.slots].unsqueeze(-1))
+                put_rows(mixture, rows, u)
+                c = pick(masks.lora_out, rows, u) @ experts.A_out[e].t()
+                put_rows(low_rank, rows, (c @ experts.B_out[e].t()).mul_(scaling))
+        return mixture, low_rank
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_mixture, d_low_rank):
+        x, base, routing_weights, experts_index, *factors = ctx.saved_tensors
+        masks = DropoutMasks(*factors[4:])
+        experts = wide(Experts(*factors[:4], ctx.scaling))
+        gates = routing_weights.t().flatten().to(experts.A_in.dtype)
+        d_x, d_base, d_gates = torch.empty_like(x), torch.empty_like(base), torch.empty_like(gates)
+        d_experts = Experts(*(torch.zeros_like(factor) for factor in experts[:4]), ctx.scaling)
+        s = ctx.scaling
+        with torch.autocast(x.device.type, enabled=False):
+            for rows in rows_by_expert(experts_index, experts.A_in.shape[0]):
+                e = rows.expert
+                inputs, a, h = expand_rows(x, base, rows, experts, masks)
+                h.requires_grad_()
+                with torch.enable_grad():
+                    activated = activate_rows(h, rows, ctx.activate, masks)
+                u, gate = activated.detach(), gates[rows.slots].unsqueeze(-1)
+                u_dropped = pick(masks.lora_out, rows, u)
+                c = u_dropped @ experts.A_out[e].t()
+
+                d_out = d_low_rank.index_select(0, rows.tokens).to(u.dtype)
+                d_experts.B_out[e].addmm_(d_out.t(), c * gate, alpha=s)
+                d_c = d_out @ experts.B_out[e]  # without gate and scale
+                d_experts.A_out[e].addmm_((d_c * gate).t(), u_dropped, alpha=s)
+                d_u = d_mixture.index_select(0, rows.tokens).to(u.dtype)
+                if masks.lora_out is None:
+                    d_u.addmm_(d_c, experts.A_out[e], alpha=s)
+                else:
+                    d_u.add_(pick(masks.lora_out, rows, d_c @ experts.A_out[e]), alpha=s)
+                d_gates[rows.slots] = torch.linalg.vecdot(d_u, u)
+
+                (d_h,) = torch.autograd.grad(activated, h, d_u.mul_(gate))
+                put_rows(d_base, rows, d_h)
+                d_experts.B_in[e].addmm_(d_h.t(), a, alpha=s)
+                d_a = d_h @ experts.B_in[e]
+                d_experts.A_in[e].addmm_(d_a.t(), inputs, alpha=s)
+                put_rows(d_x, rows, pick(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
+        d_weights = d_gates.view(routing_weights.shape[::-1]).t().to(routing_weights.dtype)
+        d_factors = (gradient.to(factor.dtype) for gradient, factor in zip(d_experts[:4], factors))
+        return d_x, d_base, d_weights, None, *d_factors, None, None, None
+
+
+def wide(experts: Experts) -> Experts:
+    """The experts in at least float32."""
+    dtype = torch.promote_types(experts.A_in.dtype, torch.float32)
+    return Experts(*(factor.to(dtype) for factor in experts[:4]), experts.scaling)
+
+
+def pick(mask: torch.Tensor | None, rows: Rows, values: torch.Tensor) -> torch.Tensor:
+    """Values (R, n) times their rows of a mask (T, n)."""
+    return values if mask is None else values * mask.index_select(0, rows.tokens).to(values.dtype)
+
+
+def expand_rows(
+    x: torch.Tensor, base: torch.Tensor, rows: Rows, experts: Experts, masks: DropoutMasks
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows' inputs of A_in (R, d), A_in x (R, r), and h_e = P_in x + s B_in A_in x (R, n_in)."""
+    dtype = experts.A_in.dtype
+    inputs = pick(masks.lora_in, rows, x.index_select(0, rows.tokens).to(dtype))
+    a = inputs @ experts.A_in[rows.expert].t()
+    h = base.index_select(0, rows.tokens).to(dtype)
+    return inputs, a, h.addmm_(a, experts.B_in[rows.expert].t(), alpha=experts.scaling)
+
+
+def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: DropoutMasks) -> torch.Tensor:
+    """h_e (R, n_in) -> u_e (R, f), with the FFN's dropout."""
+    return pick(masks.ffn, rows, activate(h))
+
+
+@register_mol_backend("grouped")
+def grouped_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    Tokens sorted by expert. Extra multiply-adds per token: k r (2 d + n_in + f), and r (...) again for each slot that
+    training works out a second time.
+
+    A gradient reaches every expert's factors, zero where no token chose it. Second derivatives are not available.
+    """
+    if not torch.is_grad_enabled():
+        # So many tokens that an expert gets ROWS of them.
+        size = ROWS * experts.A_in.shape[0] // experts_index.shape[1]
+        blocks = in_token_blocks(grouped_mol, size, x, routing_weights, experts_index, ffn, experts, masks)
+        if blocks is not None:
+            return blocks
+    base = ffn.project_in(x)
+    # Under autocast the projections are narrower than x.
+    narrow = DropoutMasks(*(None if mask is None else mask.to(base.dtype) for mask in masks))
+    mixture, low_rank = MixSlots.apply(
+        x.to(base.dtype), base, routing_weights, experts_index, *experts[:4], experts.scaling, ffn.activate, narrow
+    )
+    return ffn.project_out(mixture) + low_rank
