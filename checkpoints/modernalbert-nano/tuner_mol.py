@@ -694,7 +694,9 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                 projection = self.get_base_layer().get_submodule(path)
                 delta = delta.T if isinstance(projection, Conv1D) else delta
                 weight = getattr(projection, "weight", None)
-                if weight is None or not weight.is_floating_point() or weight.shape != delta.shape:
+                # A quantised weight may say that it is of a floating-point dtype: it is a tensor of its own class.
+                is_plain = type(getattr(weight, "data", None)) is torch.Tensor and weight.is_floating_point()
+                if not is_plain or weight.shape != delta.shape:
                     raise ValueError(
                         f"{path} ({type(projection).__name__}) is quantised: load the base model in floating point to "
                         "merge an adapter into it."
