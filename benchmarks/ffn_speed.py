@@ -3,10 +3,13 @@
 Speed of the MoL feed-forward network against the plain one of the same shape.
 
     python benchmarks/ffn_speed.py [--device cuda] [--dtype bfloat16] [--tokens 4096] [--no-compile]
+    python benchmarks/ffn_speed.py --sweep [--device cuda] [--dtype bfloat16]
 
-Shape: the FFN of Tiny's MoL groups (768 -> 2624), 8 experts of rank 16, 2 per token. "experts_dense" runs every
-expert's own FFN on every token, "experts_looped" each expert's own FFN on the tokens routed to it: what MoL costs when
-the shared products are not shared. "folded" is the merged model's FFN.
+Shape: the FFN of Tiny's MoL groups (768 -> 2624), 8 experts of rank 16, 2 per token. A row of its own for each backend;
+"folded" is the merged model's FFN. What MoL costs when the shared products are not shared: "experts_dense" runs every
+expert's own FFN on every token, "experts_looped" each expert's own FFN on the tokens routed to it, "mixlora_style" the
+first product once and the second for every expert's tokens. `--sweep` varies one of experts, experts per token, rank
+and tokens at a time.
 """
 
 import argparse
@@ -25,6 +28,16 @@ from modernalbert.modeling_mol import (
     concatenate_experts,
     route,
 )
+
+
+BACKENDS = [name for name in MOL_BACKENDS if name != "reference"]
+SWEEP_TOKENS = 2048
+SWEPT = {
+    "num_experts": (2, 8, 16, 64),
+    "num_experts_per_tok": (1, 2, 4),
+    "lora_rank": (4, 8, 16, 64),
+    "tokens": (32, 128, 512, 2048, 16384),
+}
 
 
 def build(config: ModernALBERTConfig, device: str, dtype: torch.dtype) -> tuple[FeedForward, MoLFeedForward]:
@@ -62,6 +75,20 @@ def looped_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def mixlora_style(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
+    """W_i once for all tokens; activation and W_o expert by expert, on the tokens routed to it."""
+    _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
+    base, output = mol.Wi(x), torch.zeros_like(x)
+    linear = torch.nn.functional.linear
+    for e in range(mol.num_experts):
+        rows, slots = (chosen == e).nonzero(as_tuple=True)
+        low_rank = linear(linear(x[rows], mol.mol_A_in[e]), mol.mol_B_in[e]) * mol.scaling
+        hidden = mol.activate(base[rows] + low_rank)
+        result = mol.Wo(hidden) + linear(linear(hidden, mol.mol_A_out[e]), mol.mol_B_out[e]) * mol.scaling
+        output.index_add_(0, rows, result * weights[rows, slots, None].to(x.dtype))
+    return output
+
+
 def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
     """Every expert's own FFN on every token."""
     _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
@@ -69,41 +96,67 @@ def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
     return MOL_BACKENDS["reference"](x, weights, chosen, ffn, mol.experts, DropoutMasks())
 
 
+def with_backend(mol: MoLFeedForward, name: str) -> MoLFeedForward:
+    """The same weights behind another backend."""
+    module = copy.deepcopy(mol)
+    module.mol_backend = name
+    return module
+
+
+def forward(module, x: torch.Tensor):
+    def run():
+        with torch.inference_mode():
+            return module(x)
+
+    return run
+
+
+def training_step(module, x: torch.Tensor):
+    def run():
+        module(x.detach().requires_grad_())[0].sum().backward()
+
+    return run
+
+
 def measure(
     config: ModernALBERTConfig, device: str, dtype: torch.dtype, tokens: int, compiled: bool, rounds: int
 ) -> dict:
     """Forward and forward+backward, eager and compiled; ratios to the plain FFN run the same way."""
     plain, mol = build(config, device, dtype)
-    folded = fold(mol, plain)
     x = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
-
-    def forward(module):
-        def run():
-            with torch.inference_mode():
-                return module(x)
-
-        return run
-
-    def training_step(module):
-        def run():
-            inputs = x.detach().requires_grad_()
-            module(inputs)[0].sum().backward()
-
-        return run
-
-    modules = {"plain": plain, "masked": mol, "folded": folded}
-    results = {}
-    eager = {name: forward(module) for name, module in modules.items()}
-    eager["experts_looped"] = forward(lambda x: looped_experts(mol, x))
-    eager["experts_dense"] = forward(lambda x: dense_experts(mol, x))
-    results["forward"] = summarise(time_in_turn(eager, rounds), "plain")
-    steps = {name: training_step(module) for name, module in modules.items()}
+    modules = {"plain": plain} | {name: with_backend(mol, name) for name in BACKENDS} | {"folded": fold(mol, plain)}
+    others = {
+        "mixlora_style": lambda x: mixlora_style(mol, x),
+        "experts_looped": lambda x: looped_experts(mol, x),
+        "experts_dense": lambda x: dense_experts(mol, x),
+    }
+    eager = {name: forward(module, x) for name, module in (modules | others).items()}
+    results = {"forward": summarise(time_in_turn(eager, rounds), "plain")}
+    steps = {name: training_step(module, x) for name, module in modules.items()}
     results["forward_backward"] = summarise(time_in_turn(steps, rounds), "plain")
     if compiled:
-        fast = {name: torch.compile(module, fullgraph=True) for name, module in modules.items()}
-        results["forward_compiled"] = summarise(
-            time_in_turn({name: forward(module) for name, module in fast.items()}, rounds), "plain"
-        )
+        traced = {name: module for name, module in modules.items() if name != "grouped"}  # which gives way to masked
+        fast = {name: forward(torch.compile(module, fullgraph=True), x) for name, module in traced.items()}
+        results["forward_compiled"] = summarise(time_in_turn(fast, rounds), "plain")
+    return results
+
+
+def sweep(device: str, dtype: torch.dtype, rounds: int) -> dict:
+    """The backends' ratios to the plain FFN as one of experts, experts per token, rank and tokens varies."""
+    results: dict[str, dict] = {}
+    for field, values in SWEPT.items():
+        for value in values:
+            changes = {} if field == "tokens" else {field: value}
+            plain, mol = build(ModernALBERTConfig(**changes), device, dtype)
+            x = torch.randn(value if field == "tokens" else SWEEP_TOKENS, 768, device=device, dtype=dtype)
+            modules = {"plain": plain} | {name: with_backend(mol, name) for name in BACKENDS}
+            row = {}
+            for kind, timed in (("forward", forward), ("forward_backward", training_step)):
+                functions = {name: timed(module, x) for name, module in modules.items()}
+                row[kind] = summarise(time_in_turn(functions, rounds, warm_up=1), "plain")
+            results.setdefault(field, {})[str(value)] = row
+            ratios = (f"{kind} " + " ".join(f"{n} {row[kind][n]['ratio']:.2f}x" for n in BACKENDS) for kind in row)
+            print(f"  {field} = {value}: {', '.join(ratios)}", flush=True)
     return results
 
 
@@ -114,9 +167,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument("--sweep", action="store_true", help="vary experts, experts per token, rank and tokens")
     arguments = parser.parse_args()
+    torch.manual_seed(0)
     config = ModernALBERTConfig()
     dtype = getattr(torch, arguments.dtype)
+    if arguments.sweep:
+        results = sweep(arguments.device, dtype, arguments.rounds)
+        print(f"Written to {write_results(arguments.device, f'ffn_sweep_{arguments.dtype}', results)}")
+        return
     results = measure(config, arguments.device, dtype, arguments.tokens, not arguments.no_compile, arguments.rounds)
     for name, rows in results.items():
         print(f"{name}, {arguments.dtype}, {arguments.tokens} tokens")

@@ -5,6 +5,8 @@ import os
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Small tensors are faster on one thread, and so are two processes side by side; processes that tests start follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
