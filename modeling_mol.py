@@ -159,6 +159,7 @@ class FFN(NamedTuple):
     project_in: Callable[[torch.Tensor], torch.Tensor]  # (..., d) -> (..., n_in)
     activate: Callable[[torch.Tensor], torch.Tensor]  # (..., n_in) -> (..., f)
     project_out: Callable[[torch.Tensor], torch.Tensor]  # (..., f) -> (..., d)
+    glu_activation: str | None = None  # of a GLU whose activated half comes first; what fused kernels go by
 
 
 class DropoutMasks(NamedTuple):
@@ -223,18 +224,27 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 # --- backends --------------------------------------------------------------------------------------------------------
 
 MOL_BACKENDS: dict[str, Callable] = {}
+# Backends that may be absent, and why.
+OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
+_WHY_NOT: dict[str, Callable] = {}
 
 
-def register_mol_backend(name: str) -> Callable:
+def register_mol_backend(name: str, why_not: Callable | None = None) -> Callable:
     """
     Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
 
     A backend takes (x (T, d), routing weights q (T, k), expert indices (T, k), FFN, Experts, DropoutMasks) and returns
     (T, d).
+
+    Args:
+        why_not: For a backend that cannot be traced or has limits of its own: (x, FFN, DropoutMasks) -> the reason why
+            it cannot be used, or None.
     """
 
     def decorator(function: Callable) -> Callable:
         MOL_BACKENDS[name] = function
+        if why_not is not None:
+            _WHY_NOT[name] = why_not
         return function
 
     return decorator
@@ -384,34 +394,36 @@ def check_mol_backend(name: str) -> None:
     Raises:
         ValueError: there is no backend of that name.
     """
-    if name != "auto" and name not in MOL_BACKENDS:
-        raise ValueError(
-            f"mol_backend={name!r} is not allowed: it must be one of {', '.join(['auto', *MOL_BACKENDS])}."
-        )
+    allowed = ("auto", *(MOL_BACKENDS | OPTIONAL_BACKENDS))
+    if name not in allowed:
+        raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
 
 
-def choose_mol_backend(name: str, x: torch.Tensor, num_experts: int, num_experts_per_tok: int) -> Callable:
+def choose_mol_backend(
+    name: str, x: torch.Tensor, num_experts: int, num_experts_per_tok: int, ffn: FFN, masks: DropoutMasks
+) -> Callable:
     """
     The backend to use for tokens x (T, d).
 
     "auto" is `masked`, but on the CPU `grouped` where each expert gets enough tokens to pay for sorting them. While a
-    graph is traced, compiled or exported it is always `masked`; a backend asked for by name that cannot be traced
-    gives way to it with a warning.
+    graph is traced, compiled or exported it is always `masked`. A backend asked for by name that cannot be used gives
+    way to `masked` too, with a warning that says why.
     """
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if name == "auto":
         pays = x.device.type == "cpu" and x.shape[0] * num_experts_per_tok >= GROUPED_TOKENS_PER_EXPERT * num_experts
         name = "grouped" if not tracing and pays else "masked"
-    elif name == "grouped" and tracing:
-        name = _traceable_instead_of_grouped()
+    elif name not in MOL_BACKENDS:
+        name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
+    elif name in _WHY_NOT:
+        reason = "it cannot be traced" if tracing else _WHY_NOT[name](x, ffn, masks)
+        name = name if reason is None else _masked_instead_of(name, reason)
     return MOL_BACKENDS[name]
 
 
 @torch.compiler.assume_constant_result  # called while dynamo traces, which could not trace the warning
-def _traceable_instead_of_grouped() -> str:
-    logger.warning_once(
-        "mol_backend='grouped' sorts tokens by expert, which cannot be traced: 'masked' is used while tracing."
-    )
+def _masked_instead_of(name: str, reason: str) -> str:
+    logger.warning_once(f"mol_backend={name!r} is not used, because {reason}: 'masked' takes its place.")
     return "masked"
 
 
@@ -432,6 +444,7 @@ class FeedForward(nn.Module):
         self.width = config.ffn_width(group)
         self.Wi = nn.Linear(config.hidden_size, 2 * self.width, bias=config.mlp_bias)
         self.act = ACT2FN[config.hidden_activation]
+        self.glu_activation = config.hidden_activation
         self.drop = nn.Dropout(config.mlp_dropout)
         self.Wo = nn.Linear(self.width, config.hidden_size, bias=config.mlp_bias)
         self.Wo.init_std = config.residual_initializer_range
@@ -639,9 +652,10 @@ class MoLFeedForward(RoutedFeedForward):
         return Experts(self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out, self.scaling)
 
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        ffn = FFN(self.Wi, self.activate, self.Wo)
-        backend = choose_mol_backend(self.mol_backend, x, self.num_experts, self.num_experts_per_tok)
-        return backend(x, routing_weights, experts, ffn, self.experts, self.lora_drop(x, self.width))
+        ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation)
+        masks = self.lora_drop(x, self.width)
+        choice = self.mol_backend, x, self.num_experts, self.num_experts_per_tok, ffn, masks
+        return choose_mol_backend(*choice)(x, routing_weights, experts, ffn, self.experts, masks)
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)

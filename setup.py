@@ -15,9 +15,10 @@ EXTRAS = {
     "ner": ["seqeval>=1.2.2"],
     "export": ["onnx>=1.16", "onnxscript>=0.4", "onnxruntime>=1.18"],
     "flash": ["flash-attn>=2.6"],
+    "kernels": ["triton>=3.4; sys_platform == 'linux'"],
 }
-TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "torchao>=0.14"}
-EXTRAS["test"] = sorted(TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner"))))
+TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"}
+EXTRAS["test"] = sorted(TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels"))))
 
 setup(
     name="modernalbert",

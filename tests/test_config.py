@@ -79,7 +79,7 @@ def test_each_mistake_gets_one_sentence(changes, field, allowed):
 
 
 def test_unknown_backend_names_the_alternatives():
-    with pytest.raises(ValueError, match="mol_backend='fast'.*auto, reference, masked, grouped"):
+    with pytest.raises(ValueError, match="mol_backend='fast'.*auto, reference, masked, grouped, triton"):
         ModernALBERTModel(tiny_config(mol_backend="fast"))
 
 

@@ -12,7 +12,9 @@ from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
 from modernalbert.grouped_mol import ROWS
 from modernalbert.modeling_mol import (
     CPU_TOKEN_BLOCK,
+    FFN,
     MOL_BACKENDS,
+    DropoutMasks,
     MoAFeedForward,
     MoLFeedForward,
     choose_mol_backend,
@@ -23,7 +25,7 @@ from modernalbert.modeling_mol import (
 )
 
 
-FAST_BACKENDS = sorted(set(MOL_BACKENDS) - {"reference"})
+FAST_BACKENDS = sorted(set(MOL_BACKENDS) - {"reference", "triton"})  # whose kernels have a file of their own
 
 
 def mol_ffn(backend: str = "reference", feed_forward=MoLFeedForward, **changes):
@@ -57,7 +59,7 @@ def definition(mol, x, k):
 
 @pytest.mark.parametrize("tokens", [11, 4 * ROWS + 7])  # more than any backend takes at once
 @pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize("backend", sorted(MOL_BACKENDS))
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
 def test_backend_is_the_definition(backend, k, tokens):
     mol = mol_ffn(backend, num_experts_per_tok=k).eval()
     x = torch.randn(tokens, 32, dtype=torch.float64)
@@ -113,25 +115,43 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero():
 
 
 def test_which_backend_auto_chooses():
+    def chosen(name, x):
+        return choose_mol_backend(name, x, 8, 2, FFN(None, None, None), DropoutMasks())
+
     few, many = torch.empty(63, 8), torch.empty(64, 8)
-    assert choose_mol_backend("auto", few, 8, 2) is MOL_BACKENDS["masked"]
-    assert choose_mol_backend("auto", many, 8, 2) is MOL_BACKENDS["grouped"]
-    assert choose_mol_backend("auto", many.to("meta"), 8, 2) is MOL_BACKENDS["masked"]
-    assert choose_mol_backend("masked", many, 8, 2) is MOL_BACKENDS["masked"]
+    assert chosen("auto", few) is MOL_BACKENDS["masked"]
+    assert chosen("auto", many) is MOL_BACKENDS["grouped"]
+    assert chosen("auto", many.to("meta")) is MOL_BACKENDS["masked"]
+    assert chosen("masked", many) is MOL_BACKENDS["masked"]
+
+
+def warnings_of(caplog, function) -> tuple[object, str]:
+    """A function's result, and what the library's log said meanwhile."""
+    library = logging.getLogger("modernalbert")
+    library.addHandler(caplog.handler)
+    try:
+        return function(), " ".join(record.message for record in caplog.records)
+    finally:
+        library.removeHandler(caplog.handler)
 
 
 def test_grouped_gives_way_while_tracing_and_says_so(caplog):
     mol = mol_ffn("grouped").eval()
     x = torch.randn(40, 32, dtype=torch.float64)
-    library = logging.getLogger("modernalbert")
-    library.addHandler(caplog.handler)
-    compiled = torch.compile(mol, fullgraph=True, backend="eager")(x)[0]
-    library.removeHandler(caplog.handler)
+    compiled, said = warnings_of(caplog, lambda: torch.compile(mol, fullgraph=True, backend="eager")(x)[0])
     torch.testing.assert_close(compiled, mol(x)[0], atol=1e-10, rtol=1e-10)
-    assert any("mol_backend='grouped'" in record.message for record in caplog.records)
+    assert "mol_backend='grouped' is not used, because it cannot be traced" in said
 
 
-@pytest.mark.parametrize("backend", sorted(MOL_BACKENDS))
+def test_triton_gives_way_on_the_cpu_and_says_so(caplog):
+    mol = mol_ffn("triton").eval()
+    x = torch.randn(40, 32, dtype=torch.float64)
+    output, said = warnings_of(caplog, lambda: mol(x)[0])
+    assert torch.equal(output, mol_ffn("masked").eval()(x)[0])
+    assert "mol_backend='triton' is not used, because" in said
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
 def test_permuting_experts_changes_nothing(backend):
     mol = mol_ffn(backend).eval()
     x = torch.randn(11, 32, dtype=torch.float64)

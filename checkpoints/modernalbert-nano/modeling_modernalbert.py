@@ -53,6 +53,10 @@ from .modeling_mol import (
 )
 
 
+try:
+    from .kernels_mol import triton_mol  # noqa: F401  registers the backend
+except ImportError:  # no triton: choose_mol_backend says so where it is asked for
+    pass
 if is_peft_available():
     # Whoever loads a ModernALBERT, with this package or from a Hub folder alone, can then load MoL adapters.
     from .tuner_mol import MoLConfig, MoLModel  # noqa: F401

@@ -1,0 +1,39 @@
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The Triton kernels are the mixture, forward and backward: run by Triton's interpreter in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytest.importorskip("triton")
+CASES = [  # tokens, experts, experts per token, rank, width, dtype
+    [70, 4, 2, 4, 80, "float32"],
+    [33, 8, 1, 16, 64, "float32"],
+    [40, 3, 3, 20, 100, "float32"],
+    [40, 4, 2, 8, 72, "float16"],  # the interpreter multiplies no bfloat16
+]
+
+
+@pytest.fixture(scope="module")
+def errors() -> list[dict[str, float]]:
+    """Relative errors of outputs and gradients against `reference`, for each case."""
+    # The interpreter is chosen when triton is first imported.
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    worker = Path(__file__).with_name("kernels_worker.py")
+    done = subprocess.run(
+        [sys.executable, str(worker), json.dumps(CASES)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_kernels_are_the_mixture(errors, case):
+    tolerance = 3e-2 if CASES[case][-1] == "float16" else 1e-5
+    assert set(errors[case]) == {"output", "x", "router", "Wi", "Wo", "A_in", "B_in", "A_out", "B_out"}
+    assert {name: error for name, error in errors[case].items() if not error < tolerance} == {}
