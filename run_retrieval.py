@@ -1,0 +1,613 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Fine-tune an encoder for retrieval with sentence-transformers, and evaluate it on sets in BEIR's form.
+
+    python run_retrieval.py --model_name_or_path M --no_do_train --evaluation_folders F [F ...] --bm25 --output_dir O
+    python run_retrieval.py --model_name_or_path M --train_folder F --evaluation_folders F [F ...] --output_dir O
+    python run_retrieval.py --model_name_or_path M --train_file T --evaluation_folders F [F ...] --output_dir O
+    python run_retrieval.py arguments.json
+
+A set is a folder of corpus.jsonl, queries.jsonl and qrels/<split>.tsv. M is any encoder, or a sentence-transformers
+folder. Takes all of sentence-transformers' training arguments. Writes to the output folder: the model, complete for
+sentence-transformers; `all_results.json`; `results.md`; `mteb/`, the figures as MTEB writes them; and the rankings, as
+trec_eval reads them. Run again after an interruption, it continues from the last checkpoint.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+try:
+    import bm25s  # noqa: F401
+    import pytrec_eval  # noqa: F401
+    import sentence_transformers  # noqa: F401
+    import Stemmer  # noqa: F401
+except ImportError as error:
+    needed = f"run_retrieval.py needs {error.name}: python -m pip install -c constraints.txt -e '.[retrieval]'"
+    # Whoever imports this gets the exception, whoever runs it the sentence.
+    if Path(sys.argv[0]).stem in ("run_retrieval", "modernalbert-retrieval"):
+        sys.exit(needed)
+    raise ImportError(needed) from None
+
+import torch
+import transformers
+from datasets import Dataset
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import is_sentence_transformer_model
+from sentence_transformers.util.distributed import distributed_evaluation
+from transformers import AutoModel, PreTrainedModel, set_seed
+
+import modernalbert  # noqa: F401  registers the classes with transformers
+from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
+from modernalbert.evaluation.beir_folder import RetrievalSet, load_retrieval_set
+from modernalbert.evaluation.retrieval import (
+    METRICS,
+    Ranking,
+    encode_corpus,
+    evaluate_ranking,
+    mteb_result,
+    search,
+    search_bm25,
+)
+from modernalbert.merge_experts import merge_experts
+from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, RetrievalTrainingArguments, make_loss
+from modernalbert.training.retrieval_rows import (
+    add_negatives,
+    add_teacher_scores,
+    pairs_of,
+    read_row_file,
+    save_rows,
+)
+from modernalbert.training.run_folder import remove_earlier_run
+from modernalbert.training.task_script import (
+    MERGE_CALIBRATION_ROWS,
+    ModelArguments,
+    RunResults,
+    begin_run,
+    check_merge,
+    check_run,
+    choose_best_by,
+    load_task_model,
+    read_checkpoint,
+)
+
+
+logger = logging.getLogger("run_retrieval")
+
+# The rows that were trained on, negatives and scores included: a resumed run reads them again, and so can --train_file.
+TRAIN_ROWS = "train_rows.jsonl"
+# What this script leaves in its output folder beside what every task script does.
+WRITTEN = (TRAIN_ROWS, "mteb", "results.md")
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RetrievalModelArguments(ModelArguments):
+    """Which model."""
+
+    pooling: str | None = field(
+        default=None,
+        metadata={"help": f"One of {', '.join(Pooling.POOLING_MODES)}; default: mean, or what the folder says."},
+    )
+    query_prompt: str | None = field(
+        default=None, metadata={"help": "Put before every query, and saved with the model; default: the folder's own."}
+    )
+    corpus_prompt: str | None = field(default=None, metadata={"help": "Put before every document, likewise."})
+
+
+@dataclass
+class DataArguments:
+    """Which data."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Rows of anchor, positive, any negative... and, for distillation, a list of scores."},
+    )
+    train_folder: str | None = field(
+        default=None, metadata={"help": "Or a set in BEIR's form: each relevant document of each query is a row."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The judgements of --train_folder to train on."})
+    evaluation_folders: list[str] = field(default_factory=list, metadata={"help": "Sets in BEIR's form."})
+    evaluation_split: str = field(default="test", metadata={"help": "The judgements to evaluate by."})
+    mteb_tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Retrieval tasks of MTEB by name; it fetches their data."}
+    )
+    bm25: bool = field(default=False, metadata={"help": "Put BM25 beside the model on --evaluation_folders."})
+    mine_hard_negatives: int = field(
+        default=0, metadata={"help": "So many negatives for each pair, found by the teacher or else by the model."}
+    )
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt too."},
+    )
+    distillation: str = field(default="kl", metadata={"help": f"How: {' or '.join(DISTILLATIONS)}."})
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows in memory at once: large batches in little memory, at more time."}
+    )
+    matryoshka_dims: list[int] | None = field(
+        default=None, metadata={"help": "Train, and evaluate, the first so many dimensions as embeddings too."}
+    )
+    encode_processes: int = field(default=1, metadata={"help": "Processes that encode, each on a GPU if there are."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first queries of each set."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+    )
+
+
+def check_arguments(
+    model_arguments: RetrievalModelArguments, data: DataArguments, training: RetrievalTrainingArguments
+) -> None:
+    """Refuse what cannot work, before anything is read."""
+    check_run(data, training)
+    for name, least in (("mini_batch_size", 1), ("encode_processes", 1), ("mine_hard_negatives", 0)):
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least {least}.")
+    if data.distillation not in DISTILLATIONS:
+        raise UserError(f"--distillation {data.distillation} is not allowed: it must be {' or '.join(DISTILLATIONS)}.")
+    if model_arguments.pooling is not None and model_arguments.pooling not in Pooling.POOLING_MODES:
+        allowed = ", ".join(Pooling.POOLING_MODES)
+        raise UserError(f"--pooling {model_arguments.pooling} is not allowed: it must be one of {allowed}.")
+    if training.do_train and (data.train_file is None) == (data.train_folder is None):
+        raise UserError("training needs either --train_file or --train_folder (or add --no_do_train).")
+    if training.do_eval and not (data.evaluation_folders or data.mteb_tasks):
+        raise UserError("--evaluation_folders is missing (or add --no_do_eval).")
+    if training.eval_strategy != "no" and not data.evaluation_folders:
+        raise UserError(f"--eval_strategy {training.eval_strategy} needs --evaluation_folders.")
+    names = [Path(folder).resolve().name for folder in data.evaluation_folders]
+    if len(set(names)) < len(names):
+        raise UserError(f"--evaluation_folders {' '.join(data.evaluation_folders)}: two folders have the same name.")
+    if data.encode_processes > 1 and training.world_size > 1:
+        raise UserError("--encode_processes is for a run of one process: several that train encode together already.")
+    if data.teacher is not None and data.mini_batch_size is not None:
+        raise UserError("--mini_batch_size does not go with --teacher.")
+    if model_arguments.merge_after is not None and not (training.do_eval and data.evaluation_folders):
+        raise UserError("--merge_after needs --evaluation_folders, to measure what the merge changes.")
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> SentenceTransformer:
+    """A sentence-transformers model in float32: a folder of that kind as it is, any other encoder with pooling."""
+    name = arguments.model_name_or_path
+    if name is not None and is_sentence_transformer_model(name):
+        model = load_sentence_transformer(name, "--model_name_or_path", arguments)
+        if arguments.pooling is not None:
+            raise UserError(f"--pooling is not allowed for {name}: it is a sentence-transformers model with its own.")
+        if arguments.expert_mixing is not None:
+            model[0].model, _ = load_task_model(arguments, AutoModel)
+    else:
+        read_checkpoint(arguments)
+        encoder, _ = load_task_model(arguments, AutoModel)
+        module = transformer_around(encoder, name, arguments.trust_remote_code)
+        pooling = Pooling(module.get_embedding_dimension(), arguments.pooling or "mean")
+        model = SentenceTransformer(modules=[module, pooling])
+    if model.similarity_fn_name not in ("cosine", "dot"):
+        raise UserError(
+            f"{name}: its similarity {model.similarity_fn_name!r} is not allowed: it must be cosine or dot."
+        )
+    model.max_seq_length = min(max_seq_length, model.max_seq_length or max_seq_length)
+    for kind, prompt in (("query", arguments.query_prompt), ("document", arguments.corpus_prompt)):
+        if prompt is not None:
+            model.prompts[kind] = prompt
+    return model
+
+
+def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: bool) -> Transformer:
+    """sentence-transformers' module for an encoder that is loaded already, or has random weights."""
+
+    class Around(Transformer):
+        def _load_model(self, *args, **kwargs) -> PreTrainedModel:
+            return encoder
+
+    trust = {"trust_remote_code": trust_remote_code}
+    module = Around(name, config_kwargs=dict(trust), processor_kwargs=dict(trust))
+    module.__class__ = Transformer  # its name is saved with the model
+    return module
+
+
+def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
+    """A sentence-transformers model by folder or Hub name, in float32."""
+    try:
+        return SentenceTransformer(
+            name,
+            trust_remote_code=arguments.trust_remote_code,
+            model_kwargs={"dtype": torch.float32, "attn_implementation": arguments.attn_implementation},
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"{flag} {name} cannot be loaded: {first_sentence(error)}") from None
+
+
+# --- training rows ---------------------------------------------------------------------------------------------------
+
+
+def training_rows(
+    data: DataArguments, model: SentenceTransformer, arguments: RetrievalModelArguments, batch_size: int
+) -> Dataset:
+    """What to train on: read, with negatives mined and a teacher's scores if they are asked for."""
+    documents = None
+    if data.train_file is not None:
+        rows = read_row_file(data.train_file)
+    else:
+        train = load_retrieval_set(data.train_folder, data.train_split)
+        rows = pairs_of(train)
+        if data.mine_hard_negatives:
+            documents = [text for text in train.corpus.texts(range(len(train.corpus))) if text]
+    if data.max_train_samples is not None:
+        rows = rows.select(range(min(data.max_train_samples, len(rows))))
+    teacher = None
+    if data.teacher is not None:
+        teacher = load_sentence_transformer(data.teacher, "--teacher", arguments)
+    if data.mine_hard_negatives:
+        if len(rows.column_names) > 2:
+            raise UserError(f"--mine_hard_negatives: {data.train_file} holds negatives already.")
+        rows = add_negatives(rows, data.mine_hard_negatives, teacher or model, documents, batch_size)
+    if teacher is not None:
+        if len(rows.column_names) < 3:
+            raise UserError("--teacher needs negatives to score: add --mine_hard_negatives, or a column of them.")
+        if "scores" in rows.column_names:
+            raise UserError(f"--teacher: {data.train_file} holds scores already.")
+        rows = add_teacher_scores(rows, teacher, batch_size)
+    return rows
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+class Figures:
+    """
+    The metrics of every system on every set: kept as files, summed up in a table.
+
+    A system is "model", "bm25", "merged", or "dim64" for the first 64 dimensions.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.metrics: dict[str, dict[str, dict[str, float]]] = {}
+        self.titles: dict[str, str] = {}
+
+    def file(self, system: str, name: str) -> Path:
+        return self.folder / "mteb" / system / f"{name}.json"
+
+    def add(self, system: str, name: str, metrics: dict[str, float], title: str) -> None:
+        self.metrics.setdefault(name, {})[system] = metrics
+        self.titles[name] = title
+
+    def measure(self, system: str, data: RetrievalSet, ranking: Ranking, seconds: float, rankings: bool) -> None:
+        """Evaluate a ranking and write its figures, and on request the ranking itself."""
+        file = self.file(system, data.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        trec_file = self.folder / f"predictions_{system}_{data.name}.trec" if rankings else None
+        metrics = evaluate_ranking(data, ranking, trec_file)
+        file.write_text(json.dumps(mteb_result(data, metrics, seconds), indent=2) + "\n")
+        self.add(system, data.name, metrics, title_of(data))
+
+    def recall(self, system: str, data: RetrievalSet) -> bool:
+        """Take the figures from the file of a run that was cut off, if it got that far."""
+        file = self.file(system, data.name)
+        if not file.is_file():
+            return False
+        scores = json.loads(file.read_text())["scores"].get(data.split)
+        if scores is not None:
+            logger.warning(f"{data.name}: the figures of {system} are there already.")
+            self.add(system, data.name, {name: scores[0][name] for name in METRICS}, title_of(data))
+        return scores is not None
+
+    def flat(self, name: str) -> dict[str, float]:
+        """A set's figures as they are called in `all_results.json`."""
+        return {
+            f"{name}_{metric}" if system == "model" else f"{system}_{name}_{metric}": value
+            for system, metrics in self.metrics[name].items()
+            for metric, value in metrics.items()
+        }
+
+    def markdown(self) -> str:
+        """One table for each set."""
+        tables = []
+        for name, systems in self.metrics.items():
+            lines = [f"| {self.titles[name]} | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
+            for system, metrics in systems.items():
+                values = (f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in METRICS)
+                lines.append(f"| {system} | {' | '.join(values)} |")
+            tables.append("\n".join(lines) + "\n")
+        return "\n".join(tables)
+
+
+def title_of(data: RetrievalSet) -> str:
+    return f"{data.name}, {data.split}: {len(data.queries):,} queries, {len(data.corpus):,} documents"
+
+
+@contextlib.contextmanager
+def encoding_processes(model: SentenceTransformer, number: int) -> Iterator[dict | None]:
+    """Processes that encode, on the GPUs in turn or on the CPU; None for one."""
+    if number == 1:
+        yield None
+        return
+    gpus = torch.cuda.device_count()
+    device = model.device
+    pool = model.start_multi_process_pool([f"cuda:{i % gpus}" if gpus else "cpu" for i in range(number)])
+    try:
+        yield pool
+    finally:
+        model.stop_multi_process_pool(pool)
+        model.to(device)
+
+
+def rank(
+    model: SentenceTransformer,
+    data: RetrievalSet,
+    folder: Path,
+    batch_size: int,
+    pool: dict | None = None,
+    dimensions: tuple[int | None, ...] = (None,),
+) -> dict[int | None, Ranking]:
+    """
+    Search a set with the model, once for each number of dimensions (None is all of them).
+
+    Args:
+        folder: Where the embeddings of the corpus lie while they are needed.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".embeddings-") as place:
+        documents = encode_corpus(model, data.corpus, Path(place) / "documents.npy", batch_size, pool)
+        queries = model.encode_query(
+            list(data.queries.values()), batch_size=batch_size, pool=pool, show_progress_bar=False
+        )
+        comparing = {"normalise": model.similarity_fn_name == "cosine", "device": model.device}
+        return {number: search(queries, documents, dimensions=number, **comparing) for number in dimensions}
+
+
+class SetEvaluator(BaseEvaluator):
+    """Measures the model on a set while it is being trained."""
+
+    def __init__(self, data: RetrievalSet, folder: Path, batch_size: int):
+        super().__init__()
+        self.data, self.folder, self.batch_size = data, folder, batch_size
+
+    def __call__(self, model, output_path=None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
+        return evaluate_ranking(self.data, rank(model, self.data, self.folder, self.batch_size)[None])
+
+
+def evaluate_encoder(
+    system: str,
+    model: SentenceTransformer,
+    sets: list[RetrievalSet],
+    figures: Figures,
+    data_arguments: DataArguments,
+    training_arguments: RetrievalTrainingArguments,
+) -> None:
+    """Measure a model, and the first dimensions of it that were trained to stand alone, on every set."""
+    dimensions = {None: system}
+    if system == "model":
+        full = model.get_embedding_dimension()
+        dimensions |= {number: f"dim{number}" for number in data_arguments.matryoshka_dims or () if number != full}
+    with encoding_processes(model, data_arguments.encode_processes) as pool:
+        for data in sets:
+            if not training_arguments.do_train and all(figures.recall(name, data) for name in dimensions.values()):
+                continue
+            start = time.perf_counter()
+            batch_size = training_arguments.per_device_eval_batch_size
+            rankings = rank(model, data, figures.folder, batch_size, pool, tuple(dimensions))
+            seconds = time.perf_counter() - start
+            for number, name in dimensions.items():
+                figures.measure(name, data, rankings[number], seconds, training_arguments.do_predict)
+
+
+def evaluate_bm25(sets: list[RetrievalSet], figures: Figures, rankings: bool) -> None:
+    for data in sets:
+        start = time.perf_counter()
+        ranking = search_bm25(list(data.queries.values()), data.corpus)
+        figures.measure("bm25", data, ranking, time.perf_counter() - start, rankings)
+
+
+def mteb_tasks(names: list[str]) -> list:
+    """MTEB's tasks of these names."""
+    if not names:
+        return []
+    try:
+        import mteb
+    except ImportError:
+        raise UserError("--mteb_tasks needs mteb: python -m pip install -c constraints.txt -e '.[mteb]'") from None
+    tasks = []
+    for name in names:
+        try:
+            tasks.append(mteb.get_task(name))
+        except KeyError as error:
+            raise UserError(f"--mteb_tasks {name} is not allowed: {error.args[0]}") from None
+    return tasks
+
+
+def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, batch_size: int, reuse: bool) -> None:
+    """Run MTEB's own evaluation of a model; `reuse` takes what a run that was cut off has finished."""
+    if not tasks:
+        return
+    import mteb
+
+    for task in tasks:
+        name = task.metadata.name
+        file = figures.file("model", name)
+        if reuse and file.is_file():
+            result = mteb.results.TaskResult.from_disk(file)
+        else:
+            try:
+                outcome = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": batch_size})
+            except Exception as error:  # whatever keeps the task's data out of reach
+                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {first_sentence(error)}") from None
+            (result,) = outcome.task_results
+            file.parent.mkdir(parents=True, exist_ok=True)
+            result.to_disk(file)
+        # A task of several splits or languages has one figure: MTEB's mean of its main score.
+        figures.add("model", name, {"ndcg_at_10": result.get_score()}, f"MTEB: {name}")
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def merge_and_evaluate(
+    model: SentenceTransformer,
+    weights: str | list[float],
+    sets: list[RetrievalSet],
+    figures: Figures,
+    data_arguments: DataArguments,
+    training_arguments: RetrievalTrainingArguments,
+) -> None:
+    """Merge the model's experts, measure the merged model on every set, and write model and report into `merged/`."""
+    batch_size = training_arguments.per_device_eval_batch_size
+    corpus = sets[0].corpus
+    texts = corpus.texts(range(min(MERGE_CALIBRATION_ROWS, len(corpus))))
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        batch = model.tokenizer(
+            texts[start : start + batch_size],
+            padding=True,
+            truncation=True,
+            max_length=model.max_seq_length,
+            return_tensors="pt",
+        ).to(model.device)
+        batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
+    routed = model.transformers_model
+    report = merge_experts(routed, weights, calibration=batches)
+    report.measured_on = f"the first {len(texts)} documents of {sets[0].name}"
+    merged = copy.deepcopy(model)
+    merged[0].model = report.model
+    evaluate_encoder("merged", merged, sets, figures, data_arguments, training_arguments)
+    report.metrics = {
+        name: {f"nDCG@10 on {data.name}": figures.metrics[data.name][system]["ndcg_at_10"] for data in sets}
+        for system, name in (("model", "routed"), ("merged", "merged"))
+    }
+    report.measure_latency(routed, batches[0])
+    folder = report.save(Path(training_arguments.output_dir) / "merged", tokenizer=model.tokenizer)
+    # The folded model is a sentence-transformers folder too; its card is the report.
+    merged.save_pretrained(str(folder / "folded"), create_model_card=False)
+
+
+def run_retrieval(
+    model_arguments: RetrievalModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: RetrievalTrainingArguments,
+) -> dict[str, float]:
+    """
+    Fine-tune and evaluate, and on request merge and evaluate again.
+
+    Returns:
+        What `all_results.json` holds.
+    """
+    check_arguments(model_arguments, data_arguments, training_arguments)
+    tasks = mteb_tasks(data_arguments.mteb_tasks)
+    choose_best_by(training_arguments, list(METRICS))
+    folder = Path(training_arguments.output_dir)
+    sets = [
+        load_retrieval_set(name, data_arguments.evaluation_split, data_arguments.max_eval_samples)
+        for name in data_arguments.evaluation_folders
+    ]
+    set_seed(training_arguments.seed)
+    model = load_encoder(model_arguments, data_arguments.max_seq_length)
+    width = model.get_embedding_dimension()
+    if any(not 0 < number <= width for number in data_arguments.matryoshka_dims or ()):
+        dims = " ".join(map(str, data_arguments.matryoshka_dims))
+        raise UserError(f"--matryoshka_dims {dims} is not allowed: they must be from 1 to {width}.")
+    merge_weights = None
+    if model_arguments.merge_after is not None:
+        merge_weights = check_merge(model_arguments.merge_after, model.transformers_model, True)
+    batch_size = training_arguments.per_device_eval_batch_size
+    checkpoint = begin_run(data_arguments, training_arguments)
+    if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
+        remove_earlier_run(folder, WRITTEN)
+
+    rows, loss = None, None
+    if training_arguments.do_train:
+        # The first process finds the negatives, the others read them.
+        with training_arguments.main_process_first(local=False):
+            is_missing = checkpoint is None or not (folder / TRAIN_ROWS).is_file()
+            if training_arguments.process_index == 0 and is_missing:
+                made = training_rows(data_arguments, model, model_arguments, batch_size)
+                folder.mkdir(parents=True, exist_ok=True)
+                save_rows(made, folder / TRAIN_ROWS)
+            rows = read_row_file(str(folder / TRAIN_ROWS))
+        loss = make_loss(
+            model,
+            data_arguments.mini_batch_size,
+            data_arguments.distillation if "scores" in rows.column_names else None,
+            data_arguments.matryoshka_dims,
+        )
+        queries, documents = (model.prompts.get(kind) or "" for kind in ("query", "document"))
+        if queries or documents:
+            texts = [name for name in rows.column_names if name != "scores"]
+            training_arguments.prompts = dict.fromkeys(texts, documents) | {"anchor": queries}
+
+    trainer = RetrievalTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=rows,
+        loss=loss,
+        evaluator=None if training_arguments.eval_strategy == "no" else SetEvaluator(sets[0], folder, batch_size),
+    )
+    results = RunResults(trainer)
+    if training_arguments.do_train:
+        results.train(checkpoint)
+    if training_arguments.do_eval:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = Figures(folder)
+        # All processes encode, the first does the rest.
+        with distributed_evaluation(model) as is_first:
+            if is_first:
+                if data_arguments.bm25:
+                    evaluate_bm25(sets, figures, training_arguments.do_predict)
+                evaluate_encoder("model", model, sets, figures, data_arguments, training_arguments)
+                evaluate_mteb(model, tasks, figures, batch_size, reuse=not training_arguments.do_train)
+                if merge_weights is not None:
+                    merge_and_evaluate(model, merge_weights, sets, figures, data_arguments, training_arguments)
+                for name in figures.metrics:
+                    results.keep(name, figures.flat(name))
+                (folder / "results.md").write_text(figures.markdown())
+                print(figures.markdown())
+    return results.write()
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    model_arguments, data_arguments, training_arguments = parse_arguments(
+        RetrievalModelArguments, DataArguments, RetrievalTrainingArguments, description=__doc__
+    )
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    run_retrieval(model_arguments, data_arguments, training_arguments)
+
+
+def command() -> None:
+    """Entry point of `modernalbert-retrieval`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    command()
