@@ -31,7 +31,7 @@ from .modeling_mol import FFN, DropoutMasks, Experts, in_token_blocks, register_
 
 
 # Rows of one expert at a time: their states are a few MB, which a last-level cache holds (measured).
-ROWS = 256
+ROWS = 512
 
 
 class Rows(NamedTuple):

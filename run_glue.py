@@ -17,19 +17,26 @@ Fine-tune and evaluate an encoder on a GLUE task, or on any csv, tsv, json, json
     python run_glue.py --demo
     python run_glue.py --model_name_or_path M --task_name sst2 --output_dir O
     python run_glue.py --model_name_or_path M --task_name sst2 --train_file T --validation_file V --output_dir O
+    python run_glue.py --model_name_or_path M --task_name all --init_from_mnli --seeds 0 1 2 --output_dir O
     python run_glue.py arguments.json
 
 Takes all of transformers' TrainingArguments. Writes the model, `all_results.json` and the predictions to the output
-folder; run again after an interruption, it continues from the last checkpoint.
+folder; run again after an interruption, it continues from the last checkpoint. With `--task_name all` or `--seeds`,
+each task and seed has a folder of its own in the output folder, beside one table of them all (`results.md`,
+`results.json`, `results.png`) and the files for GLUE's server (`submission/`).
+
+A GLUE task brings ModernBERT's fine-tuning settings (`training/glue_recipes.py`); flags given here win.
 """
 
 import json
 import logging
+import shlex
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import transformers
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from scipy.special import softmax
 from transformers import (
     AutoModelForSequenceClassification,
@@ -44,8 +51,11 @@ from transformers import (
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
+from modernalbert.evaluation.glue_submission import write_submission
+from modernalbert.training.glue_recipes import FROM_MNLI, apply_recipe
+from modernalbert.training.glue_suite import ALL_TASKS, run_suite
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
-from modernalbert.training.task_files import infer_task, load_task_file
+from modernalbert.training.task_files import files_of_task, infer_task, load_task_file
 from modernalbert.training.task_script import (
     ModelArguments,
     RunResults,
@@ -73,7 +83,27 @@ logger = logging.getLogger("run_glue")
 class DataArguments(TaskDataArguments):
     """Which data."""
 
-    task_name: str | None = field(default=None, metadata={"help": f"One of {', '.join(GLUE_TASKS)}."})
+    task_name: str | None = field(
+        default=None, metadata={"help": f"One of {', '.join(GLUE_TASKS)}, or {ALL_TASKS} of them, one after another."}
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of the Hub: a folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl."
+        },
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "A run for each of these seeds, and their mean and deviation."}
+    )
+    init_from_mnli: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Start {', '.join(FROM_MNLI)} from this checkpoint, fine-tuned on MNLI; with {ALL_TASKS} and no "
+            "checkpoint given, from the one of the same seed.",
+            "nargs": "?",
+            "const": "",
+        },
+    )
     text_columns: str | None = field(
         default=None, metadata={"help": "Without a task: the column of text, or two: premise,hypothesis."}
     )
@@ -84,16 +114,38 @@ class DataArguments(TaskDataArguments):
     )
 
 
+@dataclass
+class GlueTrainingArguments(TaskTrainingArguments):
+    """The settings that a task brings are open until the task is known."""
+
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak; default: the task's, else 5e-5."})
+    weight_decay: float | None = field(default=None, metadata={"help": "Default: the task's, else 0."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the task's, else 3."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Default: what makes 64 rows a step over all devices for a GLUE task, else 32."}
+    )
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
+
+
+def task_files(arguments: DataArguments) -> dict[str, str]:
+    """The files by split; none if the Hub is meant."""
+    files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
+    files = {split: file for split, file in files.items() if file is not None}
+    if arguments.data_dir is None:
+        return files
+    if files or arguments.task_name is None:
+        raise UserError("--data_dir goes with --task_name, and without --train_file, --validation_file, --test_file.")
+    return files_of_task(Path(arguments.data_dir), GLUE_TASKS[arguments.task_name])
 
 
 def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
     """The task, and its data sets by split: "train", "validation" (or "validation_matched", ...), "test"."""
     name = arguments.task_name
     if name is not None and name not in GLUE_TASKS:
-        raise UserError(f"--task_name {name} is not allowed: it must be one of {', '.join(GLUE_TASKS)}.")
-    files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-    files = {split: file for split, file in files.items() if file is not None}
+        raise UserError(f"--task_name {name} is not allowed: it must be one of {', '.join(GLUE_TASKS)}, {ALL_TASKS}.")
+    files = task_files(arguments)
     if files:
         if name is None:
             source = files.get("train") or files.get("validation")
@@ -104,22 +156,28 @@ def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
             logger.warning(f"{source}: text in {' and '.join(task.text_columns)}, {labels}.")
         else:
             task = GLUE_TASKS[name]
-        return task, {split: load_task_file(file, task, split != "test") for split, file in files.items()}
+        return task, {split: load_task_file(file, task, not split.startswith("test")) for split, file in files.items()}
     if name is None:
         raise UserError("there is no data: give --task_name, or --train_file and --validation_file, or --demo.")
     task = GLUE_TASKS[name]
+    hub = hub_set(name)
+    splits = {}
+    for split in ("train", *task.validation_splits, *task.test_splits):
+        data = hub_set("ax")["test"] if split == "test_ax" else hub[split]
+        data = data.rename_columns(dict(zip(task.text_columns, ("text", "text_pair"))))
+        splits[split] = data.remove_columns(["idx"] + (["label"] if split in task.test_splits else []))
+    return task, splits
+
+
+def hub_set(name: str) -> DatasetDict:
+    """A set of GLUE from the Hub, all its splits."""
     try:
-        hub = load_dataset("nyu-mll/glue", name)
+        return load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever keeps the Hub out of reach
         raise UserError(
             f"the GLUE data of {name} cannot be fetched from the Hub ({first_sentence(error)}); "
-            "give --train_file and --validation_file."
+            "give --train_file and --validation_file, or --data_dir."
         ) from None
-    splits = {}
-    for split in ("train", *task.validation_splits, *task.test_splits):
-        data = hub[split].rename_columns(dict(zip(task.text_columns, ("text", "text_pair"))))
-        splits[split] = data.remove_columns(["idx"] + (["label"] if split in task.test_splits else []))
-    return task, splits
 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -143,6 +201,18 @@ def load_classifier(
     problem = "regression" if task.is_regression else "single_label_classification"
     model, tokenizer = load_task_model(arguments, AutoModelForSequenceClassification, task.labels, problem_type=problem)
     return model, tokenizer, task
+
+
+def start_from_mnli(model_arguments: ModelArguments, data_arguments: DataArguments) -> ModelArguments:
+    """The model arguments with the checkpoint of --init_from_mnli, if there is one, as the model."""
+    checkpoint = data_arguments.init_from_mnli
+    if checkpoint is None:
+        return model_arguments
+    if data_arguments.task_name not in FROM_MNLI:
+        raise UserError(f"--init_from_mnli is for {', '.join(FROM_MNLI)}, and with --task_name {ALL_TASKS}.")
+    if not checkpoint:
+        raise UserError(f"--init_from_mnli needs a checkpoint, unless --task_name is {ALL_TASKS}.")
+    return replace(model_arguments, model_name_or_path=checkpoint)
 
 
 def relabel(data: Dataset, old: Task, new: Task) -> Dataset:
@@ -185,20 +255,22 @@ def evaluate(trainer: Trainer, task: Task, data: Dataset, prefix: str, file: Pat
     """
     One pass over the rows: metrics (empty without labels), and a file of predictions.
 
-    A line of the file is a row's index, its predicted label (or number), and each label's probability.
+    A line of the file is a row's index, its predicted label (or number), and each label's probability. The predictions
+    of a GLUE test set are written once more for its server, in `submission/` beside the file.
     """
     output = trainer.predict(data, metric_key_prefix=prefix)
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    predictions = predictions_from_logits(task, logits)
+    predictions = predictions_from_logits(task, logits).tolist()
+    if not task.is_regression:
+        predictions = [task.labels[label] for label in predictions]
     if trainer.is_world_process_zero():
         with file.open("w", encoding="utf-8") as handle:
             for i, prediction in enumerate(predictions):
-                row = {"index": i, "prediction": float(prediction)}
+                row = {"index": i, "prediction": prediction}
                 if not task.is_regression:
-                    probabilities = softmax(logits[i]).round(6).tolist()
-                    row["prediction"] = task.labels[int(prediction)]
-                    row["probabilities"] = dict(zip(task.labels, probabilities))
+                    row["probabilities"] = dict(zip(task.labels, softmax(logits[i]).round(6).tolist()))
                 handle.write(json.dumps(row) + "\n")
+        write_submission(task.name, prefix, predictions, file.parent / "submission")
     return output.metrics | {f"{prefix}_samples": len(data)}
 
 
@@ -212,6 +284,8 @@ def run_task(
         What `all_results.json` holds.
     """
     check_run(data_arguments, training_arguments)
+    apply_recipe(training_arguments, data_arguments.task_name)
+    model_arguments = start_from_mnli(model_arguments, data_arguments)
     task, data = load_data(data_arguments)
     validation_splits = check_splits(training_arguments, list(data))
     choose_best_by(training_arguments, task.metrics)
@@ -257,7 +331,7 @@ def run_task(
 
 def main() -> None:
     model_arguments, data_arguments, training_arguments = parse_arguments(
-        ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__
+        ModelArguments, DataArguments, GlueTrainingArguments, description=__doc__
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
@@ -265,6 +339,9 @@ def main() -> None:
         from modernalbert.demo import run_demo
 
         run_demo(model_arguments, data_arguments, training_arguments)
+    elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
+        words = shlex.join(["run_glue.py", *sys.argv[1:]])
+        run_suite(run_task, model_arguments, data_arguments, training_arguments, words)
     else:
         run_task(model_arguments, data_arguments, training_arguments)
 

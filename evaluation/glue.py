@@ -34,6 +34,7 @@ class Task:
         labels: Names in the order of the label ids; empty for regression.
         metrics: Names in `METRICS`; the first is the one the best checkpoint is chosen by.
         validation_splits: Split names of the Hub data set `nyu-mll/glue`.
+        test_splits: Likewise; "test_ax" is its diagnostic set `ax`.
         label_column: Column of the label id, label name, or number.
     """
 
@@ -66,7 +67,7 @@ GLUE_TASKS = {
             ("entailment", "neutral", "contradiction"),
             ("accuracy",),
             ("validation_matched", "validation_mismatched"),
-            ("test_matched", "test_mismatched"),
+            ("test_matched", "test_mismatched", "test_ax"),
         ),
         Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",)),
         Task("rte", ("sentence1", "sentence2"), _ENTAILMENT, ("accuracy",)),

@@ -47,6 +47,21 @@ def test_metrics_against_their_formulas():
         assert METRICS["spearmanr"](x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
+def test_macro_f1_and_rank_correlation_of_many_ties_against_their_formulas():
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        labels, predictions = generator.integers(0, 3, 30), generator.integers(0, 4, 30)  # 3 is never right
+        scores = []
+        for label in range(4):
+            right = ((predictions == label) & (labels == label)).sum()
+            scores.append(2 * right / ((predictions == label).sum() + (labels == label).sum()))
+        assert METRICS["macro_f1"](predictions, labels) == pytest.approx(np.mean(scores))
+        x, y = generator.integers(0, 4, 30), generator.integers(0, 4, 30)
+        # the mean of the places that equal values share
+        ranks = [[(v < value).sum() + ((v == value).sum() + 1) / 2 for value in v] for v in (x, y)]
+        assert METRICS["spearmanr"](x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
 def test_metrics_on_one_class_and_constant_predictions():
     ones, zeros = np.ones(5, dtype=int), np.zeros(5, dtype=int)
     assert METRICS["f1"](zeros, ones) == 0.0 and METRICS["f1"](zeros, zeros) == 0.0

@@ -150,6 +150,23 @@ def infer_task(file: str, label_column: str = "label", text_columns: str | None 
     return Task("custom", columns, labels, metrics, label_column=label_column)
 
 
+def files_of_task(data_dir: Path, task: Task) -> dict[str, str]:
+    """
+    The files of a task in a folder of tasks, by split: TASK/train.jsonl and so on.
+
+    Besides "train", "validation" and "test" these are the splits the task has of its own ("validation_matched", ...).
+
+    Raises:
+        UserError: there is no such folder, or no such file in it.
+    """
+    splits = dict.fromkeys(("train", "validation", *task.validation_splits, "test", *task.test_splits))
+    files = {split: data_dir / task.name / f"{split}.jsonl" for split in splits}
+    files = {split: str(file) for split, file in files.items() if file.is_file()}
+    if not files:
+        raise UserError(f"{data_dir / task.name}: there is no train.jsonl, validation.jsonl or test.jsonl.")
+    return files
+
+
 def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
     """
     A data set with columns "text", for pairs "text_pair", and "label" (id or number), checked row by row.

@@ -48,9 +48,11 @@ from modernalbert.training.run_folder import (
 logger = logging.getLogger(__name__)
 
 # What a run leaves in its output folder beside the model's files, and may delete there.
-RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged")
+RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
 # Rows on which a merge measures its errors; the metrics are measured on all.
 MERGE_CALIBRATION_ROWS = 256
+# Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
+LATENCY_TOKENS = 4096
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -340,7 +342,8 @@ class RunResults:
         merged = {name.removeprefix("eval_"): value for name, value in measure(report.model).items()}
         routed = {name: self.metrics[f"eval_{name}"] for name in merged if f"eval_{name}" in self.metrics}
         report.metrics = {"routed": routed, "merged": merged}
-        report.measure_latency(trainer.model, batches[0])
+        num_rows = max(1, LATENCY_TOKENS // batches[0]["input_ids"].shape[1])
+        report.measure_latency(trainer.model, {name: value[:num_rows] for name, value in batches[0].items()})
         if trainer.is_world_process_zero():
             report.save(Path(trainer.args.output_dir) / "merged", tokenizer=trainer.processing_class)
         self.metrics.update({f"merged_{name}": value for name, value in merged.items()})
