@@ -15,6 +15,8 @@ CASES = [  # tokens, experts, experts per token, rank, width, dtype
     [70, 4, 2, 4, 80, "float32"],
     [33, 8, 1, 16, 64, "float32"],
     [40, 3, 3, 20, 100, "float32"],
+    [20, 32, 1, 4, 80, "float32"],  # experts that no token chose
+    [1, 4, 4, 1, 80, "float32"],
     [40, 4, 2, 8, 72, "float16"],  # the interpreter multiplies no bfloat16
 ]
 

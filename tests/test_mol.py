@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_models import randomise, tiny_config, tiny_model
 
-from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel, modeling_mol
 from modernalbert.grouped_mol import ROWS
 from modernalbert.modeling_mol import (
     CPU_TOKEN_BLOCK,
@@ -103,6 +103,15 @@ def test_backends_agree_in_bfloat16(backend, autocast):
     assert (gradient - exact).norm() / exact.norm() < 0.1
 
 
+def test_auto_can_be_transformed():
+    mol = mol_ffn("auto").eval()
+    x = torch.randn(64, 32, dtype=torch.float64)
+    expected = x.clone().requires_grad_()
+    mol(expected)[0].square().sum().backward()
+    actual = torch.func.grad(lambda x: mol(x)[0].square().sum())(x)
+    torch.testing.assert_close(actual, expected.grad, atol=1e-9, rtol=1e-9)
+
+
 def test_an_expert_without_tokens_gets_a_gradient_of_zero():
     mol = mol_ffn("grouped", num_experts_per_tok=1).train()
     with torch.no_grad():
@@ -127,6 +136,7 @@ def test_which_backend_auto_chooses():
 
 def warnings_of(caplog, function) -> tuple[object, str]:
     """A function's result, and what the library's log said meanwhile."""
+    modeling_mol.logger.warning_once.cache_clear()  # said once in a process, and another test may have
     library = logging.getLogger("modernalbert")
     library.addHandler(caplog.handler)
     try:
@@ -140,7 +150,7 @@ def test_grouped_gives_way_while_tracing_and_says_so(caplog):
     x = torch.randn(40, 32, dtype=torch.float64)
     compiled, said = warnings_of(caplog, lambda: torch.compile(mol, fullgraph=True, backend="eager")(x)[0])
     torch.testing.assert_close(compiled, mol(x)[0], atol=1e-10, rtol=1e-10)
-    assert "mol_backend='grouped' is not used, because it cannot be traced" in said
+    assert "mol_backend='grouped' is not used, because it cannot be traced or transformed" in said
 
 
 def test_triton_gives_way_on_the_cpu_and_says_so(caplog):

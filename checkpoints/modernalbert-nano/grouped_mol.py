@@ -31,7 +31,7 @@ from .modeling_mol import FFN, DropoutMasks, Experts, in_token_blocks, register_
 
 
 # Rows of one expert at a time: their states are a few MB, which a last-level cache holds (measured).
-ROWS = 256
+ROWS = 512
 
 
 class Rows(NamedTuple):
@@ -171,7 +171,8 @@ def grouped_mol(
     Tokens sorted by expert. Extra multiply-adds per token: k r (2 d + n_in + f), and r (...) again for each slot that
     training works out a second time.
 
-    A gradient reaches every expert's factors, zero where no token chose it. Second derivatives are not available.
+    A gradient reaches every expert's factors, zero where no token chose it. Second derivatives are not available
+    (`mol_backend="masked"` has them).
     """
     if not torch.is_grad_enabled():
         # So many tokens that an expert gets ROWS of them.

@@ -173,7 +173,7 @@ def _backward_experts(
     K: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """d_B_in (E, 2 f, r) and d_A_out (E, r, f) of one expert and one tile of columns, from all slots that hold it."""
-    e = tl.program_id(0)
+    e = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_ffn = columns < f
     ranks = tl.arange(0, R)
@@ -235,9 +235,11 @@ class FusedSlots(torch.autograd.Function):
         grid, sizes = tiling(num_tokens, num_slots, rank, width)
         mixture = base.new_empty(num_tokens, width)
         part_c = a.new_empty(grid[1], num_tokens, num_slots, rank)
-        _forward[grid](
-            base, a, gates, experts, order, B_in, A_out, mixture, part_c, num_tokens, width, rank, **sizes
-        )  # fmt: skip
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device_of(base):
+            _forward[grid](
+                base, a, gates, experts, order, B_in, A_out, mixture, part_c, num_tokens, width, rank, **sizes
+            )  # fmt: skip
         ctx.save_for_backward(base, a, gates, experts, order, B_in, A_out)
         return mixture, part_c.sum(dim=0)
 
@@ -252,15 +254,16 @@ class FusedSlots(torch.autograd.Function):
         d_base, d_B_in, d_A_out = torch.empty_like(base), torch.empty_like(B_in), torch.empty_like(A_out)
         part_gates = gates.new_empty(grid[1], num_tokens, num_slots)
         part_a = a.new_empty(grid[1], num_tokens, num_slots, rank)
-        _backward_states[grid](
-            base, a, gates, experts, order, B_in, A_out, d_mixture, d_c, d_base, part_gates, part_a,
-            num_tokens, width, rank, **sizes,
-        )  # fmt: skip
         slots = experts.flatten().argsort(stable=True)
         ends = torch.bincount(experts.flatten(), minlength=num_experts).cumsum(0)
-        _backward_experts[(num_experts, grid[1])](
-            base, a, gates, slots, ends, B_in, A_out, d_mixture, d_c, d_B_in, d_A_out, width, rank, **sizes
-        )  # fmt: skip
+        with torch.cuda.device_of(base):
+            _backward_states[grid](
+                base, a, gates, experts, order, B_in, A_out, d_mixture, d_c, d_base, part_gates, part_a,
+                num_tokens, width, rank, **sizes,
+            )  # fmt: skip
+            _backward_experts[(num_experts, grid[1])](
+                base, a, gates, slots, ends, B_in, A_out, d_mixture, d_c, d_B_in, d_A_out, width, rank, **sizes
+            )  # fmt: skip
         return d_base, part_a.sum(dim=0), part_gates.sum(dim=0), None, d_B_in, d_A_out
 
 
@@ -307,6 +310,8 @@ def triton_mol(
         ValueError: a dtype that the kernels do not take.
     """
     base = ffn.project_in(x)
+    if IS_INTERPRETED and base.dtype == torch.bfloat16:
+        raise ValueError("mol_backend='triton' multiplies no bfloat16 in Triton's interpreter: use float32 or float16.")
     if base.dtype not in DTYPES:
         raise ValueError(
             f"mol_backend='triton' does not take {base.dtype}: it must be one of "

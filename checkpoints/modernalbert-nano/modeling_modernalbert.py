@@ -40,6 +40,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_modernalbert import ModernALBERTConfig
 from .grouped_mol import grouped_mol  # noqa: F401  registers the backend
@@ -178,6 +179,10 @@ def is_flash_attention(config: ModernALBERTConfig) -> bool:
     return "flash" in (config._attn_implementation or "")
 
 
+# Where a module keeps what is called with its inputs and outputs.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 class PaddedBatch(NamedTuple):
     """Where the T real tokens of a padded batch lie. All work on single tokens is done on (1, T, ...) alone."""
 
@@ -186,18 +191,18 @@ class PaddedBatch(NamedTuple):
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> "PaddedBatch | None":
-        """None where no padding, or nothing but padding, is found in the mask (batch, sequence)."""
+        """None where no padding, or nothing but padding, is found in the mask (batch, sequence), on its device."""
         places = attention_mask.flatten().nonzero().flatten()
         return cls(places, attention_mask.shape) if 0 < len(places) < attention_mask.numel() else None
 
     def remove(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, sequence, ...) -> (1, T, ...)."""
-        return x.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+        return x.flatten(0, 1).index_select(0, self.places.to(x.device)).unsqueeze(0)
 
     def restore(self, x: torch.Tensor) -> torch.Tensor:
         """(1, T, ...) -> (batch, sequence, ...), zero in the padding."""
         padded = x.new_zeros(self.shape.numel(), *x.shape[2:])
-        return padded.index_copy(0, self.places, x[0]).unflatten(0, self.shape)
+        return padded.index_copy(0, self.places.to(x.device), x[0]).unflatten(0, self.shape)
 
     def flash_arguments(self) -> dict:
         """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
@@ -585,7 +590,10 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
                 "'eager' returns attention weights."
             )
 
-        padding = self.find_padding(attention_mask) if position_ids is None else None
+        padding = None
+        if position_ids is None:
+            device = (inputs_embeds if input_ids is None else input_ids).device
+            padding = self.find_padding(attention_mask, device)
         if padding is not None:
             input_ids, inputs_embeds = (None if x is None else padding.remove(x) for x in (input_ids, inputs_embeds))
         hidden_states = self.embeddings(input_ids, inputs_embeds)
@@ -663,18 +671,19 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             else None,
         )
 
-    def find_padding(self, attention_mask: torch.Tensor | dict | None) -> PaddedBatch | None:
+    def find_padding(self, attention_mask: torch.Tensor | dict | None, device: torch.device) -> PaddedBatch | None:
         """
         Where a padded batch's real tokens lie, or None where the batch is to be worked on as it is.
 
         Not while a graph is traced, for which the number of tokens would be a constant; nor where something hooks into
-        the layers, which may count on rows being sequences (adapters chosen row by row, for one).
+        the encoder's modules, which may count on rows being sequences (adapters chosen row by row, for one).
         """
-        if getattr(attention_mask, "ndim", 0) != 2 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if getattr(attention_mask, "ndim", 0) != 2 or is_tracing(attention_mask):
             return None
-        if any(module._forward_pre_hooks or module._forward_hooks for module in self.groups.modules()):
+        inner = (module for child in self.children() for module in child.modules())
+        if any(getattr(module, hooks) for module in inner for hooks in HOOKS):
             return None
-        return PaddedBatch.of(attention_mask)
+        return PaddedBatch.of(attention_mask.to(device))
 
     @torch.no_grad()
     def _update_usage(self, routed_groups: list[int], usage: torch.Tensor, num_tokens: torch.Tensor) -> None:

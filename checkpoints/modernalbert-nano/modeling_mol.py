@@ -39,6 +39,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
 
 
 logger = logging.get_logger(__name__)
@@ -406,19 +407,24 @@ def choose_mol_backend(
     The backend to use for tokens x (T, d).
 
     "auto" is `masked`, but on the CPU `grouped` where each expert gets enough tokens to pay for sorting them. While a
-    graph is traced, compiled or exported it is always `masked`. A backend asked for by name that cannot be used gives
-    way to `masked` too, with a warning that says why.
+    graph is traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that
+    cannot be used gives way to `masked` too, with a warning that says why.
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = is_tracing(x) or is_transformed()
     if name == "auto":
         pays = x.device.type == "cpu" and x.shape[0] * num_experts_per_tok >= GROUPED_TOKENS_PER_EXPERT * num_experts
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
     elif name in _WHY_NOT:
-        reason = "it cannot be traced" if tracing else _WHY_NOT[name](x, ffn, masks)
+        reason = "it cannot be traced or transformed" if tracing else _WHY_NOT[name](x, ffn, masks)
         name = name if reason is None else _masked_instead_of(name, reason)
     return MOL_BACKENDS[name]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which look into autograd functions."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 @torch.compiler.assume_constant_result  # called while dynamo traces, which could not trace the warning
