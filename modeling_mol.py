@@ -227,10 +227,11 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 MOL_BACKENDS: dict[str, Callable] = {}
 # Backends that may be absent, and why.
 OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
+_NOT_TRACEABLE: set[str] = set()
 _WHY_NOT: dict[str, Callable] = {}
 
 
-def register_mol_backend(name: str, why_not: Callable | None = None) -> Callable:
+def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | None = None) -> Callable:
     """
     Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
 
@@ -238,12 +239,15 @@ def register_mol_backend(name: str, why_not: Callable | None = None) -> Callable
     (T, d).
 
     Args:
-        why_not: For a backend that cannot be traced or has limits of its own: (x, FFN, DropoutMasks) -> the reason why
-            it cannot be used, or None.
+        traceable: Whether graphs, and torch.func, can hold it; if not, `masked` takes its place there.
+        why_not: For a backend with limits of its own: (x, FFN, DropoutMasks) -> the reason why it cannot be used, or
+            None.
     """
 
     def decorator(function: Callable) -> Callable:
         MOL_BACKENDS[name] = function
+        if not traceable:
+            _NOT_TRACEABLE.add(name)
         if why_not is not None:
             _WHY_NOT[name] = why_not
         return function
@@ -416,9 +420,10 @@ def choose_mol_backend(
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
-    elif name in _WHY_NOT:
-        reason = "it cannot be traced or transformed" if tracing else _WHY_NOT[name](x, ffn, masks)
-        name = name if reason is None else _masked_instead_of(name, reason)
+    elif tracing and name in _NOT_TRACEABLE:
+        name = _masked_instead_of(name, "it cannot be traced or transformed")
+    elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
+        name = _masked_instead_of(name, reason)
     return MOL_BACKENDS[name]
 
 

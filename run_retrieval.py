@@ -87,6 +87,7 @@ from modernalbert.training.task_script import (
     MERGE_CALIBRATION_ROWS,
     ModelArguments,
     RunResults,
+    SizeArguments,
     begin_run,
     check_merge,
     check_run,
@@ -122,7 +123,7 @@ class RetrievalModelArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SizeArguments):
     """Which data."""
 
     train_file: str | None = field(
@@ -154,12 +155,6 @@ class DataArguments:
         default=None, metadata={"help": "Train, and evaluate, the first so many dimensions as embeddings too."}
     )
     encode_processes: int = field(default=1, metadata={"help": "Processes that encode, each on a GPU if there are."})
-    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first queries of each set."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
-    )
 
 
 def check_arguments(

@@ -12,14 +12,21 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What a checkpoint is worth after fine-tuning: it, its teacher, its size from random weights, and what needs no model.
+What a checkpoint is worth on tasks: it, its teacher, its size from random weights, and what needs no model.
 
     python experiments/checkpoint_tasks.py --models nano=outputs/nano-decayed teacher=$TEACHER random=configs/nano \\
-        --tasks sst2=$DATA_DIR/sst2 mnli=$DATA_DIR/sick_nli --seeds 0 1 2 --output_dir outputs/checkpoint-tasks
+        --tasks sst2=$DATA_DIR/sst2 mnli=$DATA_DIR/sick_nli squad=$DATA_DIR/squad_v2 \\
+                retrieval=outputs/retrieval-sets/wikipedia_leads --seeds 0 1 2 --output_dir outputs/checkpoint-tasks
 
-Every model runs on every task: `run_glue.py` with the settings below, chosen once for all of them. The figure is that
-of the last epoch: the validation rows choose nothing. Beside them, on the same rows, the baselines of
-`evaluation/text_baselines.py`. The same model without experts is one more folder, which `merge_experts.py` writes.
+Every model runs on every task, by the task's script with settings chosen once for all models. A task is
+
+    a GLUE task's name   run_glue.py on train.jsonl and validation.jsonl; beside it the commonest label, and TF-IDF
+    squad                run_squad.py on train.json and validation.json; beside it no answer to any question
+    retrieval            run_retrieval.py on a folder in BEIR's form: fine-tuned on its training pairs; beside it BM25
+    search               the same, nothing fine-tuned
+
+Figures are those of the last epoch: the validation rows choose nothing (but SQuAD's threshold for no answer, which is
+found on them). The same model without experts is one more folder, which `merge_experts.py` writes.
 
 `results.json` holds figures and commands, for `experiments/task_table.py`; the values of the environment variables
 DATA_DIR and TEACHER are written as their names. Stop it when you like; run it again and it continues.
@@ -39,22 +46,144 @@ import numpy as np
 from datasets import Dataset
 
 from modernalbert.command_line import UserError, parse_arguments, run
+from modernalbert.evaluation.beir_folder import load_retrieval_set
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics
+from modernalbert.evaluation.squad import read_squad, squad_metrics
 from modernalbert.evaluation.text_baselines import majority, tfidf
 from modernalbert.training.task_files import load_task_file
 
 
-RUN_GLUE = Path(__file__).parents[1] / "run_glue.py"
-SETTINGS = "--learning_rate 2e-4 --weight_decay 0 --num_train_epochs 3 --per_device_train_batch_size 32".split()
-SETTINGS += "--load_best_model_at_end False --save_strategy no".split()
-BASELINES: dict[str, Callable[[Task, Dataset, Dataset], np.ndarray | None]] = {"majority": majority, "tfidf": tfidf}
+REPOSITORY = Path(__file__).parents[1]
+LAST_EPOCH = "--load_best_model_at_end False --weight_decay 0"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    How the models are compared on a folder of data.
+
+    Attributes:
+        options: Of the script, beside model, seed and output folder; {folder} is the data's.
+        scores: What the script's `all_results.json` says, 1 at best, by metric.
+        baselines: By name, what gives the same of a folder without a model; empty if it has nothing to say about it.
+        num_rows: (trained on, judged by), from a folder.
+    """
+
+    script: str
+    options: str
+    scores: Callable[[dict[str, float], Path], dict[str, float]]
+    baselines: dict[str, Callable[[Path], dict[str, float]]]
+    num_rows: Callable[[Path], tuple[int | None, int]]
+    suffix: str = ""
+
+
+# --- sentences and pairs ---------------------------------------------------------------------------------------------
+
+GLUE_SETTINGS = f"--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 32 {LAST_EPOCH}"
+Baseline = Callable[[Task, Dataset, Dataset], np.ndarray | None]
+
+
+def glue_rows(name: str, folder: Path) -> tuple[Dataset, Dataset]:
+    train, validation = (load_task_file(str(folder / f"{s}.jsonl"), GLUE_TASKS[name]) for s in ("train", "validation"))
+    return train, validation
+
+
+def glue(name: str) -> Experiment:
+    task = GLUE_TASKS[name]
+
+    def baseline(predict: Baseline) -> Callable[[Path], dict[str, float]]:
+        def scores(folder: Path) -> dict[str, float]:
+            train, validation = glue_rows(name, folder)
+            predictions = predict(task, train, validation)
+            if predictions is None:
+                return {}
+            return compute_metrics(task, predictions, np.array(validation["label"]))
+
+        return scores
+
+    return Experiment(
+        "run_glue.py",
+        f"--task_name {name} --train_file={{folder}}/train.jsonl --validation_file={{folder}}/validation.jsonl "
+        f"{GLUE_SETTINGS} --save_strategy no",
+        lambda results, folder: {metric: results[f"eval_{metric}"] for metric in task.metrics},
+        {"majority": baseline(majority), "tfidf": baseline(tfidf)},
+        lambda folder: tuple(len(rows) for rows in glue_rows(name, folder)),
+    )
+
+
+# --- question answering ----------------------------------------------------------------------------------------------
+
+
+def squad_scores(results: dict[str, float], folder: Path) -> dict[str, float]:
+    return {metric: results[f"eval_{metric}"] / 100 for metric in ("f1", "exact")}
+
+
+def no_answer(folder: Path) -> dict[str, float]:
+    """Silence, the best that can be said without reading where most questions have no answer."""
+    questions = read_squad(str(folder / "validation.json"))
+    metrics = squad_metrics(questions, {question.id: "" for question in questions})
+    return {metric: metrics[metric] / 100 for metric in ("f1", "exact")}
+
+
+SQUAD = Experiment(
+    "run_squad.py",
+    "--train_file {folder}/train.json --validation_file {folder}/validation.json --learning_rate 3e-4 "
+    f"--num_train_epochs 3 --per_device_train_batch_size 16 {LAST_EPOCH}",
+    squad_scores,
+    {"no answer": no_answer},
+    lambda folder: tuple(len(read_squad(str(folder / f"{split}.json"))) for split in ("train", "validation")),
+)
+
+
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieval_scores(results: dict[str, float], folder: Path) -> dict[str, float]:
+    return {"ndcg_at_10": results[f"{folder.name}_ndcg_at_10"]}
+
+
+def bm25(folder: Path) -> dict[str, float]:
+    # Here, because it needs packages that nothing else does.
+    from modernalbert.evaluation.retrieval import evaluate_ranking, search_bm25
+
+    data = load_retrieval_set(str(folder), "test")
+    ranking = search_bm25(list(data.queries.values()), data.corpus)
+    return {"ndcg_at_10": evaluate_ranking(data, ranking)["ndcg_at_10"]}
+
+
+def num_queries(folder: Path, split: str) -> int:
+    return len(load_retrieval_set(str(folder), split).queries)
+
+
+RETRIEVAL = Experiment(
+    "run_retrieval.py",
+    "--train_folder {folder} --evaluation_folders {folder} --max_seq_length 256 --learning_rate 2e-4 --weight_decay 0 "
+    "--num_train_epochs 1 --per_device_train_batch_size 64 --max_train_samples 4000",
+    retrieval_scores,
+    {"bm25": bm25},
+    lambda folder: (min(4000, num_queries(folder, "train")), num_queries(folder, "test")),
+)
+SEARCH = Experiment(
+    "run_retrieval.py",
+    "--no_do_train --evaluation_folders {folder} --max_seq_length 256",
+    retrieval_scores,
+    {"bm25": bm25},
+    lambda folder: (0, num_queries(folder, "test")),
+    suffix=", not fine-tuned",
+)
+
+EXPERIMENTS = {name: glue(name) for name in GLUE_TASKS} | {"squad": SQUAD, "retrieval": RETRIEVAL, "search": SEARCH}
+BASELINES = tuple(dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.baselines))
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class TasksArguments:
     """Which models on which tasks."""
 
-    tasks: list[str] = field(metadata={"help": "TASK=FOLDER, a GLUE task's name and train.jsonl, validation.jsonl."})
+    tasks: list[str] = field(metadata={"help": f"TASK=FOLDER, TASK one of {', '.join(EXPERIMENTS)}."})
     output_dir: str = field(metadata={"help": "Where runs and results.json go."})
     models: list[str] = field(
         default_factory=list, metadata={"help": "NAME=FOLDER, any encoder; a configuration alone = random weights."}
@@ -65,12 +194,12 @@ class TasksArguments:
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run of each model for each."})
 
 
-def named(option: str, pairs: list[str]) -> dict[str, str]:
-    """NAME=VALUE pairs as a dictionary."""
+def named(option: str, pairs: list[str]) -> list[tuple[str, str]]:
+    """NAME=VALUE pairs, parted."""
     for pair in pairs:
         if "=" not in pair:
             raise UserError(f"--{option} {pair} is not allowed: it must be NAME=FOLDER.")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return [tuple(pair.split("=", 1)) for pair in pairs]
 
 
 def portable(words: list[str]) -> str:
@@ -82,71 +211,43 @@ def portable(words: list[str]) -> str:
     return line
 
 
-def files_of(folder: str) -> dict[str, str]:
-    """Training and validation rows in a folder."""
-    return {split: str(Path(folder, f"{split}.jsonl")) for split in ("train", "validation")}
-
-
-def glue_command(model: str, task: str, folder: str, seed: int, output_dir: Path) -> list[str]:
-    """The command line of one run, without the interpreter."""
-    files = [f"--{split}_file={file}" for split, file in files_of(folder).items()]
-    command = ["run_glue.py", "--model_name_or_path", model, "--task_name", task, *files, *SETTINGS]
-    return [*command, "--seed", str(seed), "--output_dir", str(output_dir)]
-
-
 def run_model(command: list[str], run_dir: Path) -> dict[str, float]:
     """What a run measured, after the run if there is none yet."""
     if not (run_dir / "all_results.json").is_file():
         with Path(f"{run_dir}.log").open("w") as log:
-            done = subprocess.run([sys.executable, str(RUN_GLUE), *command[1:]], stdout=log, stderr=log)
+            words = [sys.executable, str(REPOSITORY / command[0]), *command[1:]]
+            done = subprocess.run(words, stdout=log, stderr=log)
         if done.returncode:
             raise UserError(f"{shlex.join(command)} failed: see {run_dir}.log.")
     return json.loads((run_dir / "all_results.json").read_text())
 
 
-def run_baseline(name: str, task: str, folder: str, file: Path) -> dict[str, float]:
-    """A baseline's metrics under the names of a run's; empty if it has nothing to say about the task."""
+def run_baseline(baseline: Callable[[Path], dict[str, float]], folder: Path, file: Path) -> dict[str, float]:
+    """A baseline's scores, kept in a file."""
     if not file.is_file():
-        rows = {split: load_task_file(path, GLUE_TASKS[task]) for split, path in files_of(folder).items()}
-        predictions = BASELINES[name](GLUE_TASKS[task], rows["train"], rows["validation"])
-        metrics = {}
-        if predictions is not None:
-            metrics = compute_metrics(GLUE_TASKS[task], predictions, np.array(rows["validation"]["label"]))
-            metrics = {f"eval_{metric}": value for metric, value in metrics.items()}
-            metrics |= {"train_samples": len(rows["train"]), "eval_samples": len(rows["validation"])}
-        file.write_text(json.dumps(metrics, indent=2) + "\n")
+        file.write_text(json.dumps(baseline(folder), indent=2) + "\n")
     return json.loads(file.read_text())
 
 
-def table_rows(task: str, folder: str, model: str, results: list[dict], seeds: list[int], command: str) -> list[dict]:
-    """A row for each metric of the task."""
+def table_rows(about: dict[str, object], scores: list[dict[str, float]]) -> list[dict]:
+    """A row for each metric, from the scores of each seed."""
     rows = []
-    for metric in GLUE_TASKS[task].metrics:
-        scores = [measured[f"eval_{metric}"] for measured in results]
-        rows.append(
-            {
-                "data": Path(folder).name,
-                "task": task,
-                "model": model,
-                "metric": metric,
-                "mean": statistics.mean(scores),
-                "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
-                "scores": scores,
-                "seeds": seeds,
-                "train_rows": results[0]["train_samples"],
-                "validation_rows": results[0]["eval_samples"],
-                "command": command,
-            }
-        )
+    for metric in scores[0]:
+        values = [score[metric] for score in scores]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        found = {"metric": metric, "mean": statistics.mean(values), "deviation": deviation, "scores": values}
+        rows.append(about | found)
     return rows
 
 
 def main() -> None:
     (arguments,) = parse_arguments(TasksArguments, description=__doc__)
     models, tasks = named("models", arguments.models), named("tasks", arguments.tasks)
-    for task in tasks:
-        if task not in GLUE_TASKS:
-            raise UserError(f"--tasks {task} is not allowed: it must be one of {', '.join(GLUE_TASKS)}.")
+    for task, folder in tasks:
+        if task not in EXPERIMENTS:
+            raise UserError(f"--tasks {task} is not allowed: it must be one of {', '.join(EXPERIMENTS)}.")
+        if not Path(folder).is_dir():
+            raise UserError(f"--tasks {task}={folder}: no such folder.")
     baselines = [] if arguments.baselines == ["none"] else arguments.baselines
     for name in baselines:
         if name not in BASELINES:
@@ -161,21 +262,29 @@ def main() -> None:
         for row in rows:
             print(f"{row['data']:10s} {row['model']:10s} {100 * row['mean']:5.1f} {row['metric']}", flush=True)
 
-    for task, folder in tasks.items():
-        place = f"{task}-{Path(folder).name}"
-        for name in baselines:
-            words = ["experiments/checkpoint_tasks.py", "--tasks", f"{task}={folder}", "--baselines", name]
-            measured = run_baseline(name, task, folder, output_dir / f"{place}-{name}.json")
-            if measured:
-                command = portable([*words, "--output_dir", arguments.output_dir])
-                keep(table_rows(task, folder, name, [measured], [], command))
-        for name, model in models.items():
-            commands = [
-                glue_command(model, task, folder, seed, output_dir / f"{place}-{name}-{seed}")
-                for seed in arguments.seeds
-            ]
-            measured = [run_model(words, Path(words[-1])) for words in commands]
-            keep(table_rows(task, folder, name, measured, arguments.seeds, portable(commands[0])))
+    for task, name in tasks:
+        experiment, folder = EXPERIMENTS[task], Path(name)
+        place = f"{task}-{folder.name}"
+        num_train, num_validation = experiment.num_rows(folder)
+        about = {"data": folder.name + experiment.suffix, "task": task}
+        about |= {"train_rows": num_train, "validation_rows": num_validation}
+        for baseline, function in experiment.baselines.items():
+            if baseline not in baselines:
+                continue
+            scores = run_baseline(function, folder, output_dir / f"{place}-{baseline.replace(' ', '-')}.json")
+            words = ["experiments/checkpoint_tasks.py", "--tasks", f"{task}={name}", "--baselines", baseline]
+            command = portable([*words, "--output_dir", arguments.output_dir])
+            keep(table_rows(about | {"model": baseline, "seeds": [], "command": command}, [scores]))
+        for model, checkpoint in models:
+            scores, commands = [], []
+            for seed in arguments.seeds:
+                run_dir = output_dir / f"{place}-{model}-{seed}"
+                options = [option.format(folder=folder) for option in experiment.options.split()]
+                words = [experiment.script, "--model_name_or_path", checkpoint, *options]
+                commands.append([*words, "--seed", str(seed), "--output_dir", str(run_dir)])
+                scores.append(experiment.scores(run_model(commands[-1], run_dir), folder))
+            about_model = {"model": model, "seeds": arguments.seeds, "command": portable(commands[0])}
+            keep(table_rows(about | about_model, scores))
 
 
 def command() -> None:

@@ -124,9 +124,7 @@ def test_models_and_baselines_on_the_same_rows(experiment, monkeypatch, capsys, 
     small = found["films", "small", "accuracy"]
     assert small["scores"] == [json.loads((runs[0] / "all_results.json").read_text())["eval_accuracy"]]
     assert "--train_file=$DATA_DIR/films/train.jsonl" in small["command"] and small["seeds"] == [3]
-    several = module.table_rows(
-        "sst2", "films", "m", [measured | {"eval_accuracy": x} for x in (0.5, 0.75)], [0, 1], "c"
-    )
+    several = module.table_rows({"data": "films"}, [{"accuracy": 0.5}, {"accuracy": 0.75}])
     assert several[0]["mean"] == 0.625 and several[0]["deviation"] == pytest.approx(0.25 / math.sqrt(2))
 
     # the table takes these rows as they are
@@ -136,13 +134,56 @@ def test_models_and_baselines_on_the_same_rows(experiment, monkeypatch, capsys, 
     assert "| films (24 / 10) | accuracy |" in table.as_table(table.read_results(tmp_path / "results"))
 
 
+def test_question_answering_and_retrieval_beside_their_baselines(experiment, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("bm25s")
+    module = experiment("checkpoint_tasks")
+    paragraphs = [
+        {"context": f"House {i} is {colour}.", "qas": [
+            {"id": f"{i}a", "question": f"Which colour is house {i}?", "answers": [{"text": colour, "answer_start": 11}]},
+            {"id": f"{i}b", "question": f"Who built house {i}?", "answers": [], "is_impossible": True},
+        ]}
+        for i, colour in enumerate(("red", "green", "blue"))
+    ]  # fmt: skip
+    houses = tmp_path / "houses"
+    (houses / "qrels").mkdir(parents=True)
+    for split, number in (("train", 3), ("validation", 2)):
+        (houses / f"{split}.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs[:number]}]}))
+    documents = [{"_id": str(i), "text": paragraph["context"]} for i, paragraph in enumerate(paragraphs)]
+    (houses / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    queries = [{"_id": "q", "text": "what is green?"}, {"_id": "p", "text": "what is blue?"}]
+    (houses / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (houses / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\np\t2\t1\n")
+    tasks = [f"squad={houses}", f"search={houses}"]
+    # what the scripts would have written
+    for place, measured in (("squad", {"eval_f1": 60.0, "eval_exact": 50.0}), ("search", {"houses_ndcg_at_10": 0.5})):
+        folder = tmp_path / f"out/{place}-houses-m-0"
+        folder.mkdir(parents=True)
+        (folder / "all_results.json").write_text(json.dumps(measured))
+    arguments = ["--tasks", *tasks, "--models", "m=x", "--output_dir", tmp_path / "out"]
+    code, _, error = run_command(monkeypatch, capsys, module.command, *arguments)
+    assert code == 0, error
+    rows = json.loads((tmp_path / "out/results.json").read_text())
+    found = {(row["data"], row["model"], row["metric"]): row for row in rows}
+    assert {place: row["mean"] for place, row in found.items()} == {
+        ("houses", "no answer", "f1"): 0.5,
+        ("houses", "no answer", "exact"): 0.5,
+        ("houses", "m", "f1"): 0.6,
+        ("houses", "m", "exact"): 0.5,
+        ("houses, not fine-tuned", "bm25", "ndcg_at_10"): 1.0,
+        ("houses, not fine-tuned", "m", "ndcg_at_10"): 0.5,
+    }
+    assert found["houses", "m", "f1"]["train_rows"] == 6 and found["houses", "m", "f1"]["validation_rows"] == 4
+    assert found["houses, not fine-tuned", "m", "ndcg_at_10"]["validation_rows"] == 2
+
+
 def test_wrong_arguments_of_the_comparison(experiment, monkeypatch, capsys, tmp_path):
     module = experiment("checkpoint_tasks")
     for arguments, said in (
         (["--tasks", "sst2"], "--tasks sst2 is not allowed: it must be NAME=FOLDER"),
         (["--tasks", "sst3=x"], "--tasks sst3 is not allowed: it must be one of"),
-        (["--tasks", "sst2=x", "--baselines", "svm"], "--baselines svm is not allowed"),
-        (["--tasks", f"sst2={tmp_path}/x", "--baselines", "tfidf"], "train.jsonl: no such file"),
+        (["--tasks", "sst2=x"], "--tasks sst2=x: no such folder"),
+        (["--tasks", f"sst2={tmp_path}", "--baselines", "svm"], "--baselines svm is not allowed"),
+        (["--tasks", f"sst2={tmp_path}", "--baselines", "tfidf"], "train.jsonl: no such file"),
     ):
         code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, "--output_dir", tmp_path / "o")
         assert code == 2 and said in error, error
