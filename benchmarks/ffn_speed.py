@@ -154,7 +154,7 @@ def sweep(device: str, dtype: torch.dtype, rounds: int) -> dict:
             row = {}
             for kind, timed in (("forward", forward), ("forward_backward", training_step)):
                 functions = {name: timed(module, x) for name, module in modules.items()}
-                row[kind] = summarise(time_in_turn(functions, rounds, warm_up=1), "plain")
+                row[kind] = summarise(time_in_turn(functions, rounds), "plain")
             results.setdefault(field, {})[str(value)] = row
             ratios = (f"{kind} " + " ".join(f"{n} {row[kind][n]['ratio']:.2f}x" for n in BACKENDS) for kind in row)
             print(f"  {field} = {value}: {', '.join(ratios)}", flush=True)

@@ -15,13 +15,15 @@ import transformers
 RESULTS_FOLDER = Path(__file__).parent / "results"
 
 
-def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """
     Call every function once per round, in the order given.
 
     Returns:
-        Seconds of each call by function, without the warm-up rounds. On a GPU each call is timed to its end.
+        Seconds of each call by function, without the rounds that warm up: one, on a GPU three. On a GPU each call is
+        timed to its end.
     """
+    warm_up = 3 if torch.accelerator.is_available() else 1
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(warm_up + rounds):
         for name, function in functions.items():

@@ -28,8 +28,9 @@ Every model runs on every task, by the task's script with settings chosen once f
 Figures are those of the last epoch: the validation rows choose nothing (but SQuAD's threshold for no answer, which is
 found on them). The same model without experts is one more folder, which `merge_experts.py` writes.
 
-`results.json` holds figures and commands, for `experiments/task_table.py`; the values of the environment variables
-DATA_DIR and TEACHER are written as their names. Stop it when you like; run it again and it continues.
+`results.json` holds figures and commands, for `experiments/document_tables.py`; the values of the environment variables
+DATA_DIR and TEACHER are written as their names. Stop it when you like; run it again and it continues. Other models and
+tasks can follow in other runs: the rows of a folder's runs stand together.
 """
 
 import json
@@ -212,13 +213,18 @@ def portable(words: list[str]) -> str:
 
 
 def run_model(command: list[str], run_dir: Path) -> dict[str, float]:
-    """What a run measured, after the run if there is none yet."""
+    """What a run measured, after the run if there is none yet. Its log begins with the command."""
+    line, log_file = portable(command), Path(f"{run_dir}.log")
+    earlier = log_file.read_text().partition("\n")[0] if log_file.is_file() else line
+    if earlier != line:
+        raise UserError(f"{run_dir} is of another command: delete it and {log_file}, or choose another --output_dir.")
     if not (run_dir / "all_results.json").is_file():
-        with Path(f"{run_dir}.log").open("w") as log:
+        with log_file.open("w") as log:
+            print(line, file=log, flush=True)
             words = [sys.executable, str(REPOSITORY / command[0]), *command[1:]]
             done = subprocess.run(words, stdout=log, stderr=log)
         if done.returncode:
-            raise UserError(f"{shlex.join(command)} failed: see {run_dir}.log.")
+            raise UserError(f"{line} failed: see {log_file}.")
     return json.loads((run_dir / "all_results.json").read_text())
 
 
@@ -240,6 +246,14 @@ def table_rows(about: dict[str, object], scores: list[dict[str, float]]) -> list
     return rows
 
 
+def write_rows(file: Path, rows: list[dict]) -> None:
+    """Put rows into a file, in the place of those about the same."""
+    found = json.loads(file.read_text()) if file.is_file() else []
+    by_subject = {(row["data"], row["model"], row["metric"]): row for row in [*found, *rows]}
+    in_order = sorted(by_subject.values(), key=lambda row: (tuple(EXPERIMENTS).index(row["task"]), row["data"]))
+    file.write_text(json.dumps(in_order, indent=2) + "\n")
+
+
 def main() -> None:
     (arguments,) = parse_arguments(TasksArguments, description=__doc__)
     models, tasks = named("models", arguments.models), named("tasks", arguments.tasks)
@@ -254,11 +268,9 @@ def main() -> None:
             raise UserError(f"--baselines {name} is not allowed: it must be one of {', '.join(BASELINES)}, or none.")
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = []
 
     def keep(rows: list[dict]) -> None:
-        results.extend(rows)
-        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_rows(output_dir / "results.json", rows)
         for row in rows:
             print(f"{row['data']:10s} {row['model']:10s} {100 * row['mean']:5.1f} {row['metric']}", flush=True)
 

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import torch
 from small_models import tiny_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tuner_models import adapt
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.modeling_modernalbert import ModernALBERTLayer
 
 
 def make_model(kind: str) -> torch.nn.Module:
-    """A ModernALBERT with experts of its own ("native"), or one without that has them from an adapter ("adapter")."""
+    """
+    A ModernALBERT with experts of its own ("native", "sharded"), or one without that has them from an adapter
+    ("adapter").
+    """
     # The balance loss is not a mean over tokens, and jitter is random: without them both runs are the same mathematics.
     changes = {"num_experts": 8, "num_experts_per_tok": 1, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.0}
-    if kind == "native":
+    if kind != "adapter":
         return tiny_model(ModernALBERTForMaskedLM, **changes).train()
     torch.manual_seed(0)
     changes["r"] = 4
@@ -26,6 +32,14 @@ def make_model(kind: str) -> torch.nn.Module:
 def global_batch(step: int) -> torch.Tensor:
     """(2, 3) ids; row i is rank i's."""
     return torch.randint(3, 120, (2, 3), generator=torch.Generator().manual_seed(step))
+
+
+def shard(model: torch.nn.Module) -> torch.nn.Module:
+    """Fully sharded: a group's weights are one unit, which its layers gather one after the other."""
+    for group in model.modules():
+        if isinstance(group, ModernALBERTLayer):
+            fully_shard(group)
+    return fully_shard(model)
 
 
 def train(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
@@ -44,7 +58,10 @@ def train(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    model = make_model(sys.argv[2])
-    loss = train(DistributedDataParallel(model), [global_batch(step)[rank : rank + 1] for step in range(3)])
-    torch.save({"loss": loss, "state": model.state_dict()}, Path(sys.argv[1]) / f"rank{rank}.pt")
+    kind = sys.argv[2]
+    model = make_model(kind)
+    parallel = shard(model) if kind == "sharded" else DistributedDataParallel(model)
+    loss = train(parallel, [global_batch(step)[rank : rank + 1] for step in range(3)])
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=kind == "sharded"))
+    torch.save({"loss": loss, "state": state}, Path(sys.argv[1]) / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -111,7 +111,7 @@ def test_accumulated_micro_batches_share_one_auxiliary_loss(model_class):
     torch.testing.assert_close(sum(part.loss for part in parts), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["native", "adapter"])
+@pytest.mark.parametrize("kind", ["native", "adapter", "sharded"])
 def test_two_processes_with_unused_experts_agree_with_one(kind, tmp_path):
     """Top-1 of 8 experts on a few tokens: some experts and their router rows are used on no process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -108,12 +108,22 @@ def test_models_and_baselines_on_the_same_rows(experiment, monkeypatch, capsys, 
     (runs[1] / "all_results.json").write_text(json.dumps(measured))
     code, output, error = run_command(monkeypatch, capsys, module.command, *arguments, "--output_dir", tmp_path / "out")
     assert code == 0, error
+    # another model later stands beside the first; the same place with another command is refused
+    runs.append(tmp_path / "out/sst2-films-other-3")
+    runs[2].mkdir()
+    (runs[2] / "all_results.json").write_text(json.dumps({"eval_accuracy": 0.75}))
+    later = ["--tasks", tasks[0], "--models", "other=y", "--seeds", 3, "--output_dir", tmp_path / "out"]
+    assert run_command(monkeypatch, capsys, module.command, *later)[0] == 0
+    wrong = [option if option != "other=y" else "small=y" for option in later]
+    code, _, error = run_command(monkeypatch, capsys, module.command, *wrong)
+    assert code == 2 and "sst2-films-small-3 is of another command: delete it" in error
     rows = json.loads((tmp_path / "out/results.json").read_text())
     found = {(row["data"], row["model"], row["metric"]): row for row in rows}
     assert list(found) == [
         ("films", "majority", "accuracy"),
         ("films", "tfidf", "accuracy"),
         ("films", "small", "accuracy"),
+        ("films", "other", "accuracy"),
         ("pairs", "tfidf", "spearmanr"),  # a regression has no commonest label
         ("pairs", "tfidf", "pearson"),
         ("pairs", "small", "spearmanr"),
@@ -130,20 +140,25 @@ def test_models_and_baselines_on_the_same_rows(experiment, monkeypatch, capsys, 
     # the table takes these rows as they are
     (tmp_path / "results").mkdir()
     (tmp_path / "out/results.json").rename(tmp_path / "results/films_tasks.json")
-    table = experiment("task_table")
-    assert "| films (24 / 10) | accuracy |" in table.as_table(table.read_results(tmp_path / "results"))
+    table = experiment("document_tables")
+    assert "| films (24 / 10) | accuracy |" in table.task_table(table.read_results(tmp_path / "results"))
 
 
 def test_question_answering_and_retrieval_beside_their_baselines(experiment, monkeypatch, capsys, tmp_path):
     pytest.importorskip("bm25s")
     module = experiment("checkpoint_tasks")
-    paragraphs = [
-        {"context": f"House {i} is {colour}.", "qas": [
-            {"id": f"{i}a", "question": f"Which colour is house {i}?", "answers": [{"text": colour, "answer_start": 11}]},
-            {"id": f"{i}b", "question": f"Who built house {i}?", "answers": [], "is_impossible": True},
-        ]}
-        for i, colour in enumerate(("red", "green", "blue"))
-    ]  # fmt: skip
+    paragraphs = []
+    for i, colour in enumerate(("red", "green", "blue")):
+        answer = {"text": colour, "answer_start": 11}
+        paragraphs.append(
+            {
+                "context": f"House {i} is {colour}.",
+                "qas": [
+                    {"id": f"{i}a", "question": f"Which colour is house {i}?", "answers": [answer]},
+                    {"id": f"{i}b", "question": f"Who built house {i}?", "answers": [], "is_impossible": True},
+                ],
+            }
+        )
     houses = tmp_path / "houses"
     (houses / "qrels").mkdir(parents=True)
     for split, number in (("train", 3), ("validation", 2)):
@@ -200,7 +215,7 @@ def row(data="d", model="nano", metric="accuracy", scores=(0.5,), **more):
 
 
 def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsys, tmp_path):
-    module = experiment("task_table")
+    module = experiment("document_tables")
     rows = [row(model="peer"), row(scores=(0.6, 0.62, 0.61), train_rows=1200, validation_rows=30), row("e", "bm25")]
     (tmp_path / "a_tasks.json").write_text(json.dumps(rows[:2]))
     (tmp_path / "b_tasks.json").write_text(json.dumps(rows[2:]))
@@ -214,7 +229,7 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
         )
 
     code, _, error = command("--check")
-    assert code == 2 and "doc.md: the table is not that of the files" in error and "old" in document.read_text()
+    assert code == 2 and "doc.md: a table is not that of the files" in error and "old" in document.read_text()
     assert command()[0] == 0
     assert document.read_text() == (
         "Before\n\n<!-- task table -->\n"
@@ -229,7 +244,10 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
     assert command("--check")[0] == 2
     document.write_text("no table\n")
     code, _, error = command()
-    assert code == 2 and "there must be one line <!-- task table -->" in error
+    assert code == 2 and "there must be a line <!-- NAME table -->" in error
+    document.write_text("<!-- task table -->\n<!-- end -->\n<!-- tusk table -->\n<!-- end -->\n")
+    code, _, error = command()
+    assert code == 2 and "the table tusk is not known: it must be one of task, ffn" in error
 
 
 @pytest.mark.parametrize(
@@ -246,7 +264,7 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
     ],
 )
 def test_files_that_make_no_table(experiment, tmp_path, rows, said):
-    module = experiment("task_table")
+    module = experiment("document_tables")
     (tmp_path / "x_tasks.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
     with pytest.raises(module.UserError) as caught:
         module.read_results(tmp_path)
@@ -254,9 +272,9 @@ def test_files_that_make_no_table(experiment, tmp_path, rows, said):
 
 
 def test_the_documentation_equals_the_measured_files(experiment, monkeypatch, capsys):
-    module = experiment("task_table")
+    module = experiment("document_tables")
     documents = [
-        file for file in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")) if module.BEGIN in file.read_text()
+        file for file in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")) if " table -->" in file.read_text()
     ]
     assert REPOSITORY / "README.md" in documents
     code, _, error = run_command(monkeypatch, capsys, module.command, "--check", "--documents", *documents)
