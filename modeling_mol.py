@@ -227,7 +227,8 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 MOL_BACKENDS: dict[str, Callable] = {}
 # Backends that may be absent, and why.
 OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
-_NOT_TRACEABLE: set[str] = set()
+# Backends that no graph can hold.
+NOT_TRACEABLE: set[str] = set()
 _WHY_NOT: dict[str, Callable] = {}
 
 
@@ -247,7 +248,7 @@ def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | 
     def decorator(function: Callable) -> Callable:
         MOL_BACKENDS[name] = function
         if not traceable:
-            _NOT_TRACEABLE.add(name)
+            NOT_TRACEABLE.add(name)
         if why_not is not None:
             _WHY_NOT[name] = why_not
         return function
@@ -420,7 +421,7 @@ def choose_mol_backend(
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
-    elif tracing and name in _NOT_TRACEABLE:
+    elif tracing and name in NOT_TRACEABLE:
         name = _masked_instead_of(name, "it cannot be traced or transformed")
     elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
         name = _masked_instead_of(name, reason)

@@ -1,11 +1,12 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
-All benchmarks, one after the other, into results/<device>.json and results/<device>.png.
+All benchmarks, one after the other, into <device>.json and <device>.png.
 
     python -m modernalbert.benchmarks [--quick] [--device cuda] [--data_dir $DATA_DIR]
 
-`--quick` takes a few minutes: fewer rounds, no sweep, no compilation. With `--data_dir` the encoders also run on the
-lengths of real texts (sst2, rte and squad_v2 in it; see docs/data.md). What failed is named at the end.
+`--quick` takes some minutes: three rounds, no sweep, no compilation; its results go to outputs/benchmarks, those of the
+whole run to the package's benchmarks/results, which the documentation is made of. With `--data_dir` the encoders also
+run on the lengths of real texts (sst2, rte and squad_v2 in it; see docs/data.md). What failed is named at the end.
 """
 
 import argparse
@@ -14,19 +15,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modernalbert.benchmarks.timing import RESULTS_FOLDER, default_device, device_name
+import torch
+
+from modernalbert.benchmarks.timing import RESULTS_FOLDER, available_device, default_device, device_name
 
 
 FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parent
+TOP = 4  # of the plot's ratios
 REAL_ROWS = ("sst2/train.jsonl", "rte/train.jsonl", "squad_v2/train.json")
 
 
-def commands(quick: bool, device: str, data_dir: str | None) -> list[list[str]]:
+def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -> list[list[str]]:
     """The benchmarks as command lines, without the interpreter."""
-    gpu = device != "cpu"
-    common = ["--device", device, "--dtype", "bfloat16" if gpu else "float32"]
-    rounds = ["--rounds", "5"] if quick else []
+    gpu = torch.device(device).type != "cpu"
+    to = ["--device", device, "--output_dir", str(output_dir)]
+    common = [*to, "--dtype", "bfloat16" if gpu else "float32"]
+    rounds = ["--rounds", "3"] if quick else []
     # The sizes a CPU gets through in minutes, and a GPU needs to be busy.
     shapes = [("64", "512")] if gpu else [("8", "128")]
     if not quick:
@@ -39,12 +44,13 @@ def commands(quick: bool, device: str, data_dir: str | None) -> list[list[str]]:
         for rows in REAL_ROWS[: 1 if quick else None]:
             number = ["--num_batches", "1" if not gpu or "squad" in rows else "4"]
             batch = ["--batch", "64" if gpu or "sst2" in rows else "16"]
-            runs.append(["encoder_speed.py", *common, *rounds, "--rows", str(Path(data_dir, rows)), *batch, *number])
+            file = str(Path(data_dir, rows).resolve())
+            runs.append(["encoder_speed.py", *common, *rounds, "--rows", file, *batch, *number])
     if not quick:
         if not gpu:
             # Few tokens and rounds: a processor without half-precision arithmetic takes seconds for each product.
-            half = ["--device", device, "--dtype", "bfloat16", "--tokens", "512", "--rounds", "3", "--no-compile"]
-            runs.append(["ffn_speed.py", *half])
+            half = ["--dtype", "bfloat16", "--tokens", "512", "--rounds", "3", "--no-compile"]
+            runs.append(["ffn_speed.py", *to, *half])
         runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
         runs.append(["encoder_speed.py", *common, "--compile"])
     runs.append(["training_speed.py", *common, *rounds, "--config", str(REPOSITORY / "configs" / "nano")])
@@ -55,48 +61,69 @@ def commands(quick: bool, device: str, data_dir: str | None) -> list[list[str]]:
 
 
 def plot(results: dict[str, dict], file: Path) -> None:
-    """FFN by way of computing it, whole encoders, and cost against the number of experts where it was swept."""
-    import matplotlib
-
+    """FFN by way of computing it, whole encoders, cost against the number of experts: as far as they were run."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("No plot without matplotlib: pip install 'modernalbert[plots]'.")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
     sections = {name: section["results"] for name, section in results.items()}
-    ffn = {name: values for name, values in sections.items() if name.startswith("ffn_") and "forward" in values}
-    _bars(
-        axes[0], {name[4:]: values["forward"] for name, values in ffn.items()}, "FFN, forward: ratio to the plain FFN"
-    )
-    encoders = {
-        name[8:]: values["against_modernbert"] for name, values in sections.items() if name.startswith("encoder_")
+    sweeps = {name: rows for name, rows in sections.items() if name.startswith("ffn_sweep_")}
+    bars = {
+        "FFN, forward: ratio to the plain FFN": {
+            name.removeprefix("ffn_"): values["forward"]
+            for name, values in sections.items()
+            if name.startswith("ffn_") and name not in sweeps
+        },
+        "Encoder: ratio to ModernBERT of its shape": {
+            name.removeprefix("encoder_"): values["against_modernbert"]
+            for name, values in sections.items()
+            if name.startswith("encoder_")
+        },
     }
-    _bars(axes[1], encoders, "Encoder: ratio to ModernBERT of its shape")
-    for name, values in sections.items():
-        if not name.startswith("ffn_sweep"):
-            continue
-        for kind in ("forward", "forward_backward"):
-            for backend in values["num_experts"][next(iter(values["num_experts"]))][kind]:
-                line = {int(n): row[kind][backend]["ratio"] for n, row in values["num_experts"].items()}
-                axes[2].plot(list(line), list(line.values()), marker="o", label=f"{backend}, {kind}")
-        axes[2].set(xscale="log", xlabel="experts", title="FFN: ratio to the plain FFN by number of experts")
-        axes[2].legend(fontsize=7)
+    bars = {title: rows for title, rows in bars.items() if rows}
+    count = len(bars) + len(sweeps)
+    if not count:
+        return
+    figure, axes = plt.subplots(1, count, figsize=(6 * count, 4.6), layout="constrained", squeeze=False)
+    for axis, (title, rows) in zip(axes[0], bars.items()):
+        draw_bars(axis, title, rows)
+    for axis, (name, values) in zip(axes[0][len(bars) :], sweeps.items()):
+        draw_sweep(axis, name.removeprefix("ffn_sweep_"), values["num_experts"])
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def _bars(axis, rows: dict[str, dict[str, dict[str, float]]], title: str) -> None:
-    """One group of bars for each row of ratios."""
-    width = 0.8 / max(1, len(rows))
+def draw_bars(axis, title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
+    """One group of bars for each row of ratios; those that are cut off have their number."""
+    width = 0.8 / len(rows)
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
     for i, (row, values) in enumerate(rows.items()):
         places = [names.index(name) + (i - (len(rows) - 1) / 2) * width for name in values]
-        axis.bar(places, [value["ratio"] for value in values.values()], width, label=row)
+        drawn = axis.bar(places, [value["ratio"] for value in values.values()], width, label=row)
+        for bar, value in zip(drawn, values.values()):
+            if value["ratio"] > TOP:
+                axis.annotate(f"{value['ratio']:.1f}", (bar.get_x() + width / 2, TOP), ha="center", va="top", color="w")
     axis.axhline(1, color="grey", linestyle=":")
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axis.set_ylim(top=min(4, axis.get_ylim()[1]))
+    axis.set_ylim(top=min(TOP, 1.25 * axis.get_ylim()[1]))  # room for the legend
     axis.set_title(title)
-    if rows:
-        axis.legend(fontsize=7)
+    axis.legend(fontsize=7)
+
+
+def draw_sweep(axis, dtype: str, rows: dict[str, dict]) -> None:
+    """Cost against the number of experts, a line for each backend and pass."""
+    for kind, values in next(iter(rows.values())).items():
+        for backend in values:
+            line = {int(number): row[kind][backend]["ratio"] for number, row in rows.items()}
+            axis.plot(list(line), list(line.values()), marker="o", label=f"{backend}, {kind}")
+    axis.set(xscale="log", xlabel="experts", title=f"FFN, {dtype}: ratio to the plain FFN by number of experts")
+    axis.set_xticks([int(number) for number in rows], list(rows))
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
 
 
 def main() -> None:
@@ -106,18 +133,20 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a few minutes")
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
+    parser.add_argument("--device", type=available_device, default=default_device(), help="cpu or cuda")
     parser.add_argument("--data_dir", help="also the lengths of real texts, from this folder")
+    parser.add_argument("--output_dir", help="where <device>.json and <device>.png go")
     arguments = parser.parse_args()
+    output_dir = Path(arguments.output_dir or ("outputs/benchmarks" if arguments.quick else RESULTS_FOLDER)).resolve()
     failed = []
-    for command in commands(arguments.quick, arguments.device, arguments.data_dir):
+    for command in commands(arguments.quick, arguments.device, arguments.data_dir, output_dir):
         print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
         if subprocess.run([sys.executable, str(FOLDER / command[0]), *command[1:]], cwd=REPOSITORY).returncode:
             failed.append(" ".join(command))
-    file = RESULTS_FOLDER / f"{device_name(arguments.device)}.json"
+    file = output_dir / f"{device_name(arguments.device)}.json"
     if file.is_file():
         plot(json.loads(file.read_text()), file.with_suffix(".png"))
-        print(f"\nResults: {file}\nPlot: {file.with_suffix('.png')}")
+        print(f"\nResults and plot: {file.with_suffix('')}.json, .png")
     if failed:
         sys.exit("failed: " + "; ".join(failed))
 

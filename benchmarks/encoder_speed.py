@@ -12,7 +12,6 @@ modulation. All rows are of one length, or with `--rows` as long as a file's tex
 batch.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -27,7 +26,8 @@ from transformers import (
 )
 
 from modernalbert import ModernALBERTConfig, ModernALBERTModel
-from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
+from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
+from modernalbert.command_line import run
 from modernalbert.evaluation.squad import read_squad
 from modernalbert.merge_experts import merge_experts
 from modernalbert.training.task_files import read_rows
@@ -46,6 +46,7 @@ def build(device: str, dtype: torch.dtype, attn_implementation: str) -> dict[str
     """The models, with random weights, in evaluation mode."""
     torch.manual_seed(0)
     shape = {"num_hidden_layers": NUM_LAYERS, "hidden_size": WIDTH, "num_attention_heads": 12}
+    shape |= {"max_position_embeddings": 8192, "vocab_size": ModernALBERTConfig().vocab_size}
     peers = {
         "modernbert": (ModernBertModel, ModernBertConfig(**shape, layer_types=["full_attention"] * NUM_LAYERS)),
         "bert": (BertModel, BertConfig(**shape, intermediate_size=1728)),
@@ -76,7 +77,6 @@ def batches_of_a_file(file: str, batch: int, num_batches: int, tokenizer: str, d
     encode = AutoTokenizer.from_pretrained(tokenizer)
     texts = texts[: batch * num_batches]
     chosen = (texts[i : i + batch] for i in range(0, len(texts), batch))
-    # Ids from 1000 up are common to the vocabularies of all models.
     padded = [encode(part, padding=True, truncation=True, max_length=512, return_tensors="pt") for part in chosen]
     return [{name: part[name].to(device) for name in ("input_ids", "attention_mask")} for part in padded]
 
@@ -91,21 +91,15 @@ def forward(model: torch.nn.Module, batches: list[Batch]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser = benchmark_parser(__doc__, rounds=11)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--length", type=positive, default=128)
     parser.add_argument("--rows", help="a file of rows or a SQuAD file: their lengths instead of --length")
-    parser.add_argument("--num_batches", type=int, default=4, help="of --rows")
+    parser.add_argument("--num_batches", type=positive, default=4, help="of --rows")
     parser.add_argument("--tokenizer", default="configs/nano", help="for --rows")
     parser.add_argument("--attn_implementation", default="sdpa")
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
     arguments = parser.parse_args()
-    models = build(arguments.device, getattr(torch, arguments.dtype), arguments.attn_implementation)
-    if arguments.compile:
-        models = {name: torch.compile(model) for name, model in models.items()}
     if arguments.rows:
         batches = batches_of_a_file(
             arguments.rows, arguments.batch, arguments.num_batches, arguments.tokenizer, arguments.device
@@ -114,6 +108,9 @@ def main() -> None:
     else:
         batches = batches_of_one_length(arguments.batch, arguments.length, arguments.device)
         shape = f"{arguments.batch}x{arguments.length}"
+    models = build(arguments.device, getattr(torch, arguments.dtype), arguments.attn_implementation)
+    if arguments.compile:
+        models = {name: torch.compile(model) for name, model in models.items()}
     real = sum(int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()) for batch in batches)
     results: dict = {"real_tokens": real / sum(batch["input_ids"].numel() for batch in batches)}
 
@@ -124,8 +121,8 @@ def main() -> None:
         for name, values in results[f"against_{baseline}"].items():
             print(f"  {name:14s} {values['median_ms']:9.1f} ms  {values['ratio']:5.2f}x")
     section = f"encoder_{arguments.dtype}_{shape}" + ("_compiled" if arguments.compile else "")
-    print(f"Written to {write_results(arguments.device, section, results)}")
+    write_results(arguments, section, results)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,16 +12,16 @@ first product once and the second for every expert's tokens. `--sweep` varies on
 and tokens at a time.
 """
 
-import argparse
 import copy
 
 import torch
 
 from modernalbert import ModernALBERTConfig
-from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
+from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 from modernalbert.modeling_mol import (
     FFN,
     MOL_BACKENDS,
+    NOT_TRACEABLE,
     DropoutMasks,
     FeedForward,
     MoLFeedForward,
@@ -136,7 +136,8 @@ def measure(
     steps = {name: training_step(module, x) for name, module in modules.items()}
     results["forward_backward"] = summarise(time_in_turn(steps, rounds), "plain")
     if compiled:
-        traced = {name: module for name, module in modules.items() if name != "grouped"}  # which gives way to masked
+        # The others would give way to masked.
+        traced = {name: module for name, module in modules.items() if name not in NOT_TRACEABLE}
         fast = {name: forward(torch.compile(module, fullgraph=True), x) for name, module in traced.items()}
         results["forward_compiled"] = summarise(time_in_turn(fast, rounds), "plain")
     return results
@@ -162,11 +163,8 @@ def sweep(device: str, dtype: torch.dtype, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = benchmark_parser(__doc__, rounds=15)
+    parser.add_argument("--tokens", type=positive, default=4096)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--sweep", action="store_true", help="vary experts, experts per token, rank and tokens")
     arguments = parser.parse_args()
@@ -175,15 +173,14 @@ def main() -> None:
     dtype = getattr(torch, arguments.dtype)
     if arguments.sweep:
         results = sweep(arguments.device, dtype, arguments.rounds)
-        print(f"Written to {write_results(arguments.device, f'ffn_sweep_{arguments.dtype}', results)}")
+        write_results(arguments, f"ffn_sweep_{arguments.dtype}", results)
         return
     results = measure(config, arguments.device, dtype, arguments.tokens, not arguments.no_compile, arguments.rounds)
     for name, rows in results.items():
         print(f"{name}, {arguments.dtype}, {arguments.tokens} tokens")
         for row, values in rows.items():
             print(f"  {row:16s} {values['median_ms']:9.2f} ms  {values['ratio']:5.2f}x")
-    path = write_results(arguments.device, f"ffn_{arguments.dtype}_{arguments.tokens}_tokens", results)
-    print(f"Written to {path}")
+    write_results(arguments, f"ffn_{arguments.dtype}_{arguments.tokens}_tokens", results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and width, whose layers have weights of their own; its and ours sizes on disk, l
 beside each other.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -25,7 +24,7 @@ from transformers import AutoModel, ModernBertConfig, ModernBertModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modernalbert import ModernALBERTConfig, ModernALBERTModel
-from modernalbert.benchmarks.timing import default_device, write_results
+from modernalbert.benchmarks.timing import benchmark_parser, positive, write_results
 
 
 MODELS = {
@@ -80,7 +79,7 @@ def measure(name: str, device: str, dtype: torch.dtype, batch: int, length: int)
 
 
 def resident_megabytes(device: str) -> float:
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MEGABYTE
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -88,17 +87,15 @@ def resident_megabytes(device: str) -> float:
 
 
 def peak_megabytes(device: str) -> float:
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / MEGABYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE  # Linux counts in KiB
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
+    parser = benchmark_parser(__doc__, rounds=None)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--length", type=positive, default=512)
     parser.add_argument("--only", choices=sorted(MODELS), help="one model, in this process: prints JSON")
     arguments = parser.parse_args()
     options = arguments.device, arguments.dtype, arguments.batch, arguments.length
@@ -111,7 +108,9 @@ def main() -> None:
         command = [sys.executable, __file__, "--only", name]
         for option, value in zip(("device", "dtype", "batch", "length"), options):
             command += [f"--{option}", str(value)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} failed.")
         results[name] = values = json.loads(done.stdout.splitlines()[-1])
         values["peak_ratio"] = values["peak_megabytes"] / results["none"]["peak_megabytes"]
         values["kept_ratio"] = values["kept_megabytes"] / results["none"]["kept_megabytes"]
@@ -123,7 +122,7 @@ def main() -> None:
             flush=True,
         )
     section = f"memory_{arguments.dtype}_{arguments.batch}x{arguments.length}"
-    print(f"Written to {write_results(arguments.device, section, results)}")
+    write_results(arguments, section, results)
 
 
 if __name__ == "__main__":

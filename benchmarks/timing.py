@@ -1,6 +1,7 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Timing several functions in turn, so that a slow minute of the machine hits them all."""
+"""What benchmarks share: options, timing several functions in turn, and the file of results."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -11,8 +12,37 @@ from pathlib import Path
 import torch
 import transformers
 
+from modernalbert.command_line import first_sentence
+
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
+
+
+def positive(text: str) -> int:
+    """An option's value that is an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: it must be an integer of at least 1")
+    return int(text)
+
+
+def available_device(text: str) -> str:
+    """An option's value that is a device of this machine."""
+    try:
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used: {first_sentence(error)}") from None
+    return text
+
+
+def benchmark_parser(description: str, rounds: int | None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have; without `--rounds` for None."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=available_device, default=default_device(), help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    if rounds is not None:
+        parser.add_argument("--rounds", type=positive, default=rounds, help=f"calls of each; default: {rounds}")
+    parser.add_argument("--output_dir", default=str(RESULTS_FOLDER), help="where <device>.json goes")
+    return parser
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -20,18 +50,17 @@ def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dic
     Call every function once per round, in the order given.
 
     Returns:
-        Seconds of each call by function, without the rounds that warm up: one, on a GPU three. On a GPU each call is
-        timed to its end.
+        Seconds of each call by function, without the first round, which warms up. On a GPU each call is timed to its
+        end.
     """
-    warm_up = 3 if torch.accelerator.is_available() else 1
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(warm_up + rounds):
+    for i in range(1 + rounds):
         for name, function in functions.items():
             synchronise()
             start = time.perf_counter()
             function()
             synchronise()
-            if i >= warm_up:
+            if i > 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -58,7 +87,7 @@ def default_device() -> str:
 
 def device_name(device: str) -> str:
     """Of the machine measured on: "cpu-2-threads" or the GPU's name, fit for a file name."""
-    if device == "cpu":
+    if torch.device(device).type == "cpu":
         return f"cpu-{torch.get_num_threads()}-threads"
     return torch.cuda.get_device_name().lower().replace(" ", "-")
 
@@ -75,15 +104,17 @@ def environment() -> dict[str, str]:
 
 def processor_name() -> str:
     info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
-def write_results(device: str, section: str, results: object) -> Path:
-    """Put `results` under `section` of `results/<device>.json`, beside what other benchmarks wrote there."""
-    RESULTS_FOLDER.mkdir(exist_ok=True)
-    path = RESULTS_FOLDER / f"{device_name(device)}.json"
+def write_results(arguments: argparse.Namespace, section: str, results: object) -> None:
+    """Put `results` under `section` of `<output_dir>/<device>.json`, beside what other benchmarks wrote there."""
+    path = Path(arguments.output_dir) / f"{device_name(arguments.device)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(path.read_text()) if path.is_file() else {}
     everything[section] = {"environment": environment(), "results": results}
     path.write_text(json.dumps(everything, indent=2) + "\n")
-    return path
+    print(f"Written to {path}")

@@ -21,7 +21,6 @@ The model with its experts and the same model without take their steps in turn. 
 waits for rows when it does nothing else: the worst case, since a DataLoader's workers read ahead while it computes.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -34,7 +33,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
-from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
+from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent
 from modernalbert.training.packed_rows import Masking, PackedRows
 from modernalbert.training.pretraining_trainer import training_flops
@@ -74,16 +73,13 @@ def make_step(model: DistilledStudent, batch: dict[str, torch.Tensor], dtype: to
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=7)
     parser.add_argument("--config", default="configs/nano", help="folder with a config.json")
     parser.add_argument("--corpus_dir", help="a prepared corpus; default: a synthetic one")
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 by autocast")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
-    parser.add_argument("--row_length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--rows", type=positive, default=8, help="rows of a step")
+    parser.add_argument("--row_length", type=positive, default=256, help="tokens of a row")
     parser.add_argument("--attn_implementation", default="sdpa")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader whose speed is measured")
+    parser.add_argument("--workers", type=positive, default=0, help="of the DataLoader whose speed is measured")
     parser.add_argument("--peak_tflops", type=float, help="of the device in that dtype: reports MFU")
     arguments = parser.parse_args()
     config = ModernALBERTConfig.from_pretrained(arguments.config)
@@ -143,10 +139,10 @@ def main() -> None:
         "workers": arguments.workers,
     }
     print(f"loading {1000 * loading:7.2f} ms a step, {loading / step_seconds:.2%} of it")
-    if arguments.device == "cuda":
+    if torch.device(arguments.device).type == "cuda":
         results["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     name = f"{Path(arguments.config).name}_{arguments.dtype}_{arguments.rows}x{arguments.row_length}"
-    print(f"Written to {write_results(arguments.device, f'training_{name}', results)}")
+    write_results(arguments, f"training_{name}", results)
 
 
 if __name__ == "__main__":

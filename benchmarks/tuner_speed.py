@@ -9,7 +9,6 @@ experts of rank 8, two per token; X-LoRA the same 8 adapters of rank 8, two per 
 no adapter; forward and backward, of what is trained, against LoRA.
 """
 
-import argparse
 import copy
 import tempfile
 import warnings
@@ -21,7 +20,7 @@ from peft import LoraConfig, XLoraConfig, get_peft_model
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
 from modernalbert import MoLConfig
-from modernalbert.benchmarks.timing import default_device, summarise, time_in_turn, write_results
+from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 
 
 RANK, NUM_EXPERTS, PER_TOKEN = 8, 8, 2
@@ -88,12 +87,9 @@ def forward_backward(model: torch.nn.Module, ids: torch.Tensor) -> Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = benchmark_parser(__doc__, rounds=9)
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--length", type=positive, default=128)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     results = {}
@@ -113,7 +109,7 @@ def main() -> None:
             for name, value in values.items():
                 print(f"  {name:6s} {value['median_ms']:9.1f} ms  {value['ratio']:5.2f}x")
     section = f"tuner_{arguments.dtype}_{arguments.batch}x{arguments.length}"
-    print(f"Written to {write_results(arguments.device, section, results)}")
+    write_results(arguments, section, results)
 
 
 if __name__ == "__main__":

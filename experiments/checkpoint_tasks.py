@@ -24,17 +24,20 @@ Every model runs on every task, by the task's script with settings chosen once f
     squad                run_squad.py on train.json and validation.json; beside it no answer to any question
     retrieval            run_retrieval.py on a folder in BEIR's form: fine-tuned on its training pairs; beside it BM25
     search               the same, nothing fine-tuned
+    similarity           embedding_similarity.py on validation.jsonl and test.jsonl: embeddings as they are; beside it
+                         the cosine of TF-IDF vectors
 
 Figures are those of the last epoch: the validation rows choose nothing (but SQuAD's threshold for no answer, which is
 found on them). The same model without experts is one more folder, which `merge_experts.py` writes.
 
 `results.json` holds figures and commands, for `experiments/document_tables.py`; the values of the environment variables
 DATA_DIR and TEACHER are written as their names. Stop it when you like; run it again and it continues. Other models and
-tasks can follow in other runs: the rows of a folder's runs stand together.
+tasks can follow in other runs: `results.json` has them all, of each model, set and metric the last.
 """
 
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -46,7 +49,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from modernalbert.command_line import UserError, parse_arguments, run
+from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
 from modernalbert.evaluation.beir_folder import load_retrieval_set
 from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics
 from modernalbert.evaluation.squad import read_squad, squad_metrics
@@ -64,23 +67,28 @@ class Experiment:
     How the models are compared on a folder of data.
 
     Attributes:
-        options: Of the script, beside model, seed and output folder; {folder} is the data's.
+        options: Of the script, beside model and output folder; {folder} is the data's.
         scores: What the script's `all_results.json` says, 1 at best, by metric.
         baselines: By name, what gives the same of a folder without a model; empty if it has nothing to say about it.
-        num_rows: (trained on, judged by), from a folder.
+        num_rows: (trained on, judged by), from a folder; None where it is not one number.
+        is_trained: Whether chance plays a part, so that seeds make a difference.
+        suffix: Of the data's name in the table.
     """
 
     script: str
     options: str
     scores: Callable[[dict[str, float], Path], dict[str, float]]
     baselines: dict[str, Callable[[Path], dict[str, float]]]
-    num_rows: Callable[[Path], tuple[int | None, int]]
+    num_rows: Callable[[Path], tuple[int | None, int | None]]
+    is_trained: bool = True
     suffix: str = ""
 
 
 # --- sentences and pairs ---------------------------------------------------------------------------------------------
 
-GLUE_SETTINGS = f"--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 32 {LAST_EPOCH}"
+GLUE_SETTINGS = (
+    f"--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 32 {LAST_EPOCH} --save_strategy no"
+)
 Baseline = Callable[[Task, Dataset, Dataset], np.ndarray | None]
 
 
@@ -105,7 +113,7 @@ def glue(name: str) -> Experiment:
     return Experiment(
         "run_glue.py",
         f"--task_name {name} --train_file={{folder}}/train.jsonl --validation_file={{folder}}/validation.jsonl "
-        f"{GLUE_SETTINGS} --save_strategy no",
+        f"{GLUE_SETTINGS} --seed {{seed}}",
         lambda results, folder: {metric: results[f"eval_{metric}"] for metric in task.metrics},
         {"majority": baseline(majority), "tfidf": baseline(tfidf)},
         lambda folder: tuple(len(rows) for rows in glue_rows(name, folder)),
@@ -129,7 +137,7 @@ def no_answer(folder: Path) -> dict[str, float]:
 SQUAD = Experiment(
     "run_squad.py",
     "--train_file {folder}/train.json --validation_file {folder}/validation.json --learning_rate 3e-4 "
-    f"--num_train_epochs 3 --per_device_train_batch_size 16 {LAST_EPOCH}",
+    f"--num_train_epochs 3 --per_device_train_batch_size 16 {LAST_EPOCH} --seed {{seed}}",
     squad_scores,
     {"no answer": no_answer},
     lambda folder: tuple(len(read_squad(str(folder / f"{split}.json"))) for split in ("train", "validation")),
@@ -144,36 +152,74 @@ def retrieval_scores(results: dict[str, float], folder: Path) -> dict[str, float
 
 
 def bm25(folder: Path) -> dict[str, float]:
-    # Here, because it needs packages that nothing else does.
-    from modernalbert.evaluation.retrieval import evaluate_ranking, search_bm25
-
+    try:
+        from modernalbert.evaluation.retrieval import evaluate_ranking, search_bm25
+    except ImportError as error:
+        needed = "python -m pip install -c constraints.txt -e '.[retrieval]'"
+        raise UserError(f"--baselines bm25 needs {error.name}: {needed}") from None
     data = load_retrieval_set(str(folder), "test")
     ranking = search_bm25(list(data.queries.values()), data.corpus)
     return {"ndcg_at_10": evaluate_ranking(data, ranking)["ndcg_at_10"]}
 
 
-def num_queries(folder: Path, split: str) -> int:
-    return len(load_retrieval_set(str(folder), split).queries)
+def num_pairs(folder: Path) -> int:
+    """Relevant documents of training queries, as many as are trained on."""
+    qrels = load_retrieval_set(str(folder), "train").qrels
+    return min(4000, sum(relevance > 0 for documents in qrels.values() for relevance in documents.values()))
+
+
+def num_queries(folder: Path) -> int:
+    return len(load_retrieval_set(str(folder), "test").queries)
 
 
 RETRIEVAL = Experiment(
     "run_retrieval.py",
     "--train_folder {folder} --evaluation_folders {folder} --max_seq_length 256 --learning_rate 2e-4 --weight_decay 0 "
-    "--num_train_epochs 1 --per_device_train_batch_size 64 --max_train_samples 4000",
+    "--num_train_epochs 1 --per_device_train_batch_size 64 --max_train_samples 4000 --seed {seed}",
     retrieval_scores,
     {"bm25": bm25},
-    lambda folder: (min(4000, num_queries(folder, "train")), num_queries(folder, "test")),
+    lambda folder: (num_pairs(folder), num_queries(folder)),
 )
 SEARCH = Experiment(
     "run_retrieval.py",
-    "--no_do_train --evaluation_folders {folder} --max_seq_length 256",
+    "--no_do_train --evaluation_folders {folder} --max_seq_length 256 --seed {seed}",
     retrieval_scores,
     {"bm25": bm25},
-    lambda folder: (0, num_queries(folder, "test")),
+    lambda folder: (0, num_queries(folder)),
+    is_trained=False,
     suffix=", not fine-tuned",
 )
 
-EXPERIMENTS = {name: glue(name) for name in GLUE_TASKS} | {"squad": SQUAD, "retrieval": RETRIEVAL, "search": SEARCH}
+# --- embeddings as they are ------------------------------------------------------------------------------------------
+
+
+def tfidf_similarity(folder: Path) -> dict[str, float]:
+    train, *judged = (load_task_file(str(folder / f"{s}.jsonl"), GLUE_TASKS["stsb"]) for s in ("train", *JUDGED))
+    scores = {}
+    for split, rows in zip(JUDGED, judged):
+        predictions = tfidf(GLUE_TASKS["stsb"], train, rows)
+        metrics = compute_metrics(GLUE_TASKS["stsb"], predictions, np.array(rows["label"]))
+        scores[f"{split}_spearman"] = metrics["spearmanr"]
+    return scores
+
+
+JUDGED = ("validation", "test")
+SIMILARITY = Experiment(
+    "experiments/embedding_similarity.py",
+    "--files {folder}/validation.jsonl {folder}/test.jsonl",
+    lambda results, folder: {f"{split}_spearman": results[f"{split}_spearman"] for split in JUDGED},
+    {"tfidf": tfidf_similarity},
+    lambda folder: (None, None),
+    is_trained=False,
+    suffix=", not fine-tuned",
+)
+
+EXPERIMENTS = {name: glue(name) for name in GLUE_TASKS} | {
+    "squad": SQUAD,
+    "retrieval": RETRIEVAL,
+    "search": SEARCH,
+    "similarity": SIMILARITY,
+}
 BASELINES = tuple(dict.fromkeys(name for experiment in EXPERIMENTS.values() for name in experiment.baselines))
 
 
@@ -196,28 +242,40 @@ class TasksArguments:
 
 
 def named(option: str, pairs: list[str]) -> list[tuple[str, str]]:
-    """NAME=VALUE pairs, parted."""
+    """NAME=FOLDER pairs, parted."""
     for pair in pairs:
-        if "=" not in pair:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder) or "/" in name:
             raise UserError(f"--{option} {pair} is not allowed: it must be NAME=FOLDER.")
     return [tuple(pair.split("=", 1)) for pair in pairs]
 
 
 def portable(words: list[str]) -> str:
     """A command line in which folders of this machine are named as the documentation names them."""
-    line = shlex.join(words)
-    for name in ("DATA_DIR", "TEACHER"):
-        if os.environ.get(name):
-            line = line.replace(os.environ[name], f"${name}")
-    return line
+    names = {os.environ[name]: f"${name}" for name in ("DATA_DIR", "TEACHER") if os.environ.get(name)}
+    line = []
+    for word in words:
+        for folder in sorted(names, key=len, reverse=True):
+            found = re.fullmatch(f"(|.*=){re.escape(folder)}(|/.*)", word)
+            if found:
+                quote = '"' if shlex.quote(found[2]) != (found[2] or "''") else ""
+                line.append(f"{found[1]}{quote}{names[folder]}{found[2]}{quote}")
+                break
+        else:
+            line.append(shlex.quote(word))
+    return " ".join(line)
+
+
+def check_command(place: Path, command: str | None, expected: str) -> None:
+    """Refuse what another command left behind."""
+    if command is not None and command != expected:
+        raise UserError(f"{place} is of another command: delete it, or choose another --output_dir.")
 
 
 def run_model(command: list[str], run_dir: Path) -> dict[str, float]:
     """What a run measured, after the run if there is none yet. Its log begins with the command."""
-    line, log_file = portable(command), Path(f"{run_dir}.log")
-    earlier = log_file.read_text().partition("\n")[0] if log_file.is_file() else line
-    if earlier != line:
-        raise UserError(f"{run_dir} is of another command: delete it and {log_file}, or choose another --output_dir.")
+    line, log_file = shlex.join(command), Path(f"{run_dir}.log")
+    check_command(log_file, log_file.read_text().partition("\n")[0] if log_file.is_file() else None, line)
     if not (run_dir / "all_results.json").is_file():
         with log_file.open("w") as log:
             print(line, file=log, flush=True)
@@ -228,11 +286,22 @@ def run_model(command: list[str], run_dir: Path) -> dict[str, float]:
     return json.loads((run_dir / "all_results.json").read_text())
 
 
-def run_baseline(baseline: Callable[[Path], dict[str, float]], folder: Path, file: Path) -> dict[str, float]:
-    """A baseline's scores, kept in a file."""
-    if not file.is_file():
-        file.write_text(json.dumps(baseline(folder), indent=2) + "\n")
-    return json.loads(file.read_text())
+def run_baseline(
+    baseline: Callable[[Path], dict[str, float]], command: list[str], folder: Path, file: Path
+) -> dict[str, float]:
+    """A baseline's scores, kept in a file with the command."""
+    line = shlex.join(command)
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    check_command(file, kept.get("command"), line)
+    if not kept:
+        try:
+            kept = {"command": line, "scores": baseline(folder)}
+        except UserError:
+            raise
+        except ValueError as error:  # scikit-learn's word on too few rows, or on texts without words
+            raise UserError(f"{line} failed: {first_sentence(error)}") from None
+        file.write_text(json.dumps(kept, indent=2) + "\n")
+    return kept["scores"]
 
 
 def table_rows(about: dict[str, object], scores: list[dict[str, float]]) -> list[dict]:
@@ -250,13 +319,17 @@ def write_rows(file: Path, rows: list[dict]) -> None:
     """Put rows into a file, in the place of those about the same."""
     found = json.loads(file.read_text()) if file.is_file() else []
     by_subject = {(row["data"], row["model"], row["metric"]): row for row in [*found, *rows]}
-    in_order = sorted(by_subject.values(), key=lambda row: (tuple(EXPERIMENTS).index(row["task"]), row["data"]))
+    places = {task: place for place, task in enumerate(EXPERIMENTS)}
+    in_order = sorted(by_subject.values(), key=lambda row: (places.get(row["task"], len(places)), row["data"]))
     file.write_text(json.dumps(in_order, indent=2) + "\n")
 
 
 def main() -> None:
     (arguments,) = parse_arguments(TasksArguments, description=__doc__)
     models, tasks = named("models", arguments.models), named("tasks", arguments.tasks)
+    for name, _ in models:
+        if name in BASELINES:
+            raise UserError(f"--models {name} is not allowed: a baseline has that name.")
     for task, folder in tasks:
         if task not in EXPERIMENTS:
             raise UserError(f"--tasks {task} is not allowed: it must be one of {', '.join(EXPERIMENTS)}.")
@@ -276,27 +349,28 @@ def main() -> None:
 
     for task, name in tasks:
         experiment, folder = EXPERIMENTS[task], Path(name)
-        place = f"{task}-{folder.name}"
-        num_train, num_validation = experiment.num_rows(folder)
-        about = {"data": folder.name + experiment.suffix, "task": task}
-        about |= {"train_rows": num_train, "validation_rows": num_validation}
+        data = folder.resolve().name
+        place = f"{task}-{data}"
+        about = {"data": data + experiment.suffix, "task": task}
+        about |= dict(zip(("train_rows", "validation_rows"), experiment.num_rows(folder)))
         for baseline, function in experiment.baselines.items():
             if baseline not in baselines:
                 continue
-            scores = run_baseline(function, folder, output_dir / f"{place}-{baseline.replace(' ', '-')}.json")
+            file = output_dir / f"{place}-{baseline.replace(' ', '-')}.json"
             words = ["experiments/checkpoint_tasks.py", "--tasks", f"{task}={name}", "--baselines", baseline]
-            command = portable([*words, "--output_dir", arguments.output_dir])
-            keep(table_rows(about | {"model": baseline, "seeds": [], "command": command}, [scores]))
+            words += ["--output_dir", arguments.output_dir]
+            scores = run_baseline(function, words, folder, file)
+            keep(table_rows(about | {"model": baseline, "seeds": [], "command": portable(words)}, [scores]))
         for model, checkpoint in models:
+            seeds = arguments.seeds if experiment.is_trained else arguments.seeds[:1]
             scores, commands = [], []
-            for seed in arguments.seeds:
+            for seed in seeds:
                 run_dir = output_dir / f"{place}-{model}-{seed}"
-                options = [option.format(folder=folder) for option in experiment.options.split()]
+                options = [option.format(folder=name, seed=seed) for option in experiment.options.split()]
                 words = [experiment.script, "--model_name_or_path", checkpoint, *options]
-                commands.append([*words, "--seed", str(seed), "--output_dir", str(run_dir)])
-                scores.append(experiment.scores(run_model(commands[-1], run_dir), folder))
-            about_model = {"model": model, "seeds": arguments.seeds, "command": portable(commands[0])}
-            keep(table_rows(about | about_model, scores))
+                commands.append([*words, "--output_dir", str(run_dir)])
+                scores.append(experiment.scores(run_model(commands[-1], run_dir), folder.resolve()))
+            keep(table_rows(about | {"model": model, "seeds": seeds, "command": portable(commands[0])}, scores))
 
 
 def command() -> None:

@@ -15,13 +15,14 @@
 The tables of figures in the documentation, from the files that were measured.
 
     python experiments/document_tables.py --documents README.md docs/performance.md
-    python experiments/document_tables.py --documents README.md docs/performance.md --check
+    python experiments/document_tables.py --documents README.md docs/performance.md model_cards/*.md --check
 
 A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`, NAME one of
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
     ffn, sweep, encoder, memory
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
+    recipe    configs/pretraining/*.json, with what they cost in arithmetic
 
 A file of tasks is a list of rows, objects with
 
@@ -36,14 +37,20 @@ and, where known, seeds, train_rows and validation_rows.
 import json
 import re
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
 from modernalbert.command_line import UserError, parse_arguments, run
+from modernalbert.training.pretraining_trainer import training_flops
 
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "experiments" / "results"
+END = "<!-- end -->"
 BENCHMARKS = REPOSITORY / "benchmarks" / "results"
 REQUIRED = ("data", "model", "metric", "scores", "mean", "deviation", "command")
 # Columns from the left: what needs no training, then models. Others follow as they come.
@@ -63,6 +70,8 @@ METRICS = {
     "spearmanr": "Spearman",
     "pearson": "Pearson",
     "ndcg_at_10": "nDCG@10",
+    "validation_spearman": "Spearman, validation",
+    "test_spearman": "Spearman, test",
 }
 
 
@@ -153,7 +162,8 @@ def read_results(folder: Path) -> list[dict]:
 def check_row(row: dict, place: str) -> None:
     """Refuse a mean or deviation that does not follow from the scores."""
     scores = row["scores"]
-    if not scores or not all(-1 <= score <= 1 for score in scores):
+    is_right = isinstance(scores, list) and scores and all(isinstance(score, int | float) for score in scores)
+    if not is_right or not all(-1 <= score <= 1 for score in scores):
         raise UserError(f"{place}: scores {scores} is not allowed: it must hold numbers of at most 1.")
     deviation = statistics.stdev(scores) if len(scores) > 1 else None
     for name, right in (("mean", statistics.mean(scores)), ("deviation", deviation)):
@@ -200,7 +210,10 @@ def read_benchmarks(file: Path) -> dict[str, dict]:
     """What each benchmark wrote, by its section."""
     if not file.is_file():
         raise UserError(f"{file}: no such file: python -m modernalbert.benchmarks writes it.")
-    return {name: section["results"] for name, section in json.loads(file.read_text("utf-8")).items()}
+    try:
+        return {name: section["results"] for name, section in json.loads(file.read_text("utf-8")).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file}: it is not what python -m modernalbert.benchmarks writes.") from None
 
 
 def ratio(values: dict[str, dict[str, float]], name: str) -> str:
@@ -213,61 +226,98 @@ def ffn_table(sections: dict[str, dict]) -> str:
     for name, section in sections.items():
         if found := re.fullmatch(r"ffn_(\w+)_(\d+)_tokens", name):
             for kind, values in section.items():
-                columns[f"{FFN_KINDS[kind]}, {found[1]}"] = values
+                columns[f"{FFN_KINDS[kind]}, {found[1]}, {int(found[2]):,} tokens"] = values
     body = [[label, *(ratio(values, row) for values in columns.values())] for row, label in FFNS.items()]
     return markdown(["", *columns], [line for line in body if any(line[1:])])
 
 
 def sweep_table(sections: dict[str, dict]) -> str:
-    """The backends' ratios to the plain FFN, as one thing varies."""
-    lines, backends = [], []
-    for name, section in sections.items():
-        if not name.startswith("ffn_sweep_"):
-            continue
-        for what, rows in section.items():
-            for value, kinds in rows.items():
-                backends = [backend for backend in FFNS if backend in kinds["forward"]]
-                found = [ratio(kinds[kind], backend) for kind in kinds for backend in backends]
-                lines.append([f"{value} {SWEPT[what]}", *found])
-    header = [f"`{backend}`, {kind}" for kind in ("forward", "forward and backward") for backend in backends]
-    return markdown(["", *header], lines)
+    """The backends' ratios to the plain FFN in float32, as one thing varies."""
+    section = sections.get("ffn_sweep_float32")
+    if section is None:
+        raise UserError(
+            "the benchmarks' file has no ffn_sweep_float32: python benchmarks/ffn_speed.py --sweep writes it."
+        )
+    first = next(iter(next(iter(section.values())).values()))
+    columns = [(kind, backend) for kind in first for backend in FFNS if backend in first[kind]]
+    lines = [
+        [f"{value} {SWEPT[what]}", *(ratio(kinds[kind], backend) for kind, backend in columns)]
+        for what, rows in section.items()
+        for value, kinds in rows.items()
+    ]
+    return markdown(["", *(f"`{backend}`, {FFN_KINDS[kind]}" for kind, backend in columns)], lines)
 
 
 def encoder_table(sections: dict[str, dict]) -> str:
     """Whole encoders as ratios to ModernBERT, and Tiny's to itself without modulation."""
-    columns = {
-        name.removeprefix("encoder_").replace("_", ", "): section
-        for name, section in sections.items()
-        if name.startswith("encoder_")
-    }
+    columns = {}
+    for name, section in sections.items():
+        if found := re.fullmatch(r"encoder_([^_]+)_(\d+)x(.+?)(_compiled)?", name):
+            dtype, batch, rows, compiled = found.groups()
+            rows = f"{batch} x {rows}" if rows.isdecimal() else f"{batch} of {rows}"
+            title = f"{rows}, {dtype}{', compiled' if compiled else ''} ({section['real_tokens']:.0%} real tokens)"
+            columns[title] = section
     body = []
     for against, baseline in (("modernbert", "ModernBERT"), ("tiny_none", "Tiny without modulation")):
         for row, label in ENCODERS.items():
             cells = [ratio(section[f"against_{against}"], row) for section in columns.values()]
             if any(cells) and row != against:
                 body.append([f"{label}, to {baseline}", *cells])
-    header = [f"{name} ({section['real_tokens']:.0%} real tokens)" for name, section in columns.items()]
-    return markdown(["", *header], body)
+    return markdown(["", *columns], body)
 
 
 def memory_table(sections: dict[str, dict]) -> str:
     """Memory of training steps, and what weights take."""
-    for name, section in sections.items():
-        if name.startswith("memory_"):
-            body = [
-                [
-                    label,
-                    f"{section[row]['peak_megabytes']:,.0f} MB ({section[row]['peak_ratio']:.2f}x)",
-                    f"{section[row]['kept_megabytes']:,.0f} MB ({section[row]['kept_ratio']:.2f}x)",
-                    f"{section[row]['optimizer_megabytes']:,.0f} MB",
-                    f"{section[row]['megabytes_on_disk']:,.0f} MB",
-                ]
-                for row, label in MEMORIES.items()
-                if row in section
-            ]
-            shape = name.removeprefix("memory_").replace("_", ", ")
-            return markdown([shape, "peak of training", "kept for the backward", "optimizer", "weights"], body)
-    raise UserError("the benchmarks' file has no memory_ section: python benchmarks/memory.py writes it.")
+    found = next((name for name in sections if name.startswith("memory_")), None)
+    if found is None:
+        raise UserError("the benchmarks' file has no memory_ section: benchmarks/memory.py writes it.")
+    dtype, shape = found.split("_")[1:]
+    header = [
+        f"{shape.replace('x', ' x ')}, {dtype}",
+        "peak of training",
+        "kept for the backward",
+        "optimizer",
+        "weights",
+    ]
+    body = [
+        [
+            label,
+            f"{values['peak_megabytes']:,.0f} MB ({values['peak_ratio']:.2f}x)",
+            f"{values['kept_megabytes']:,.0f} MB ({values['kept_ratio']:.2f}x)",
+            f"{values['optimizer_megabytes']:,.0f} MB",
+            f"{values['megabytes_on_disk']:,.0f} MB",
+        ]
+        for row, label in MEMORIES.items()
+        if (values := sections[found].get(row))
+    ]
+    return markdown(header, body)
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+# Of an H100 in bfloat16; what the recipes are written for; what we aim at.
+GPU_TFLOPS, NUM_GPUS, UTILISATION = 989, 8, 0.4
+
+
+def recipe_table() -> str:
+    """The recipes of configs/pretraining for 30 B tokens, with the student's arithmetic."""
+    body = []
+    for size in ("tiny", "medium", "base", "large"):
+        recipe = json.loads((REPOSITORY / "configs" / "pretraining" / f"{size}.json").read_text("utf-8"))
+        with torch.device("meta"):
+            student = ModernALBERTForMaskedLM(ModernALBERTConfig.from_pretrained(REPOSITORY / "configs" / size))
+        rows, accumulation = recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"]
+        length, steps = recipe["row_length"], recipe["max_steps"]
+        sequences = rows * NUM_GPUS * accumulation * steps
+        tokens = sequences * length
+        flops = training_flops(student, tokens, sequences, recipe["mlm_probability"] * tokens)
+        hours = flops / (NUM_GPUS * GPU_TFLOPS * 1e12 * UTILISATION) / 3600
+        teacher = recipe["teacher_name_or_path"].rpartition("/")[2]
+        shape = f"{rows} x {NUM_GPUS} x {accumulation}"
+        body.append([size, teacher, shape, f"{steps:,}", f"{tokens / 1e9:.1f}", f"{flops:.1e}", f"{hours:.1f}"])
+    shape = f"rows of {length:,} tokens x GPUs x accumulation"
+    header = ["size", "teacher", shape, "steps", "billion tokens", "student's FLOPs", "hours at 40 % MFU"]
+    return markdown(header, body, num_words=3)
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -280,30 +330,31 @@ def markdown(header: list[str], body: list[list[str]], num_words: int = 1) -> st
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def with_tables(document: str, tables: dict[str, str], name: str) -> str:
+def with_tables(document: str, tables: dict[str, Callable[[], str]], name: str) -> str:
     """The document's text with the tables between their markers."""
-    found = re.findall(r"<!-- (\w+) table -->\n.*?<!-- end -->", document, flags=re.DOTALL)
-    if not found:
-        raise UserError(f"{name}: there must be a line <!-- NAME table --> and a line <!-- end --> behind it.")
-    for table in found:
+    parts = re.split(r"^(<!-- (?:\w+ table|end) -->)$", document, flags=re.MULTILINE)
+    markers = parts[1::2]
+    begins, ends = markers[::2], markers[1::2]
+    if not begins or len(begins) != len(ends) or set(ends) != {END} or END in begins:
+        raise UserError(f"{name}: there must be a line <!-- NAME table --> and a line {END} behind it, for each table.")
+    for place, marker in enumerate(begins):
+        table = marker.split()[1]
         if table not in tables:
             raise UserError(f"{name}: the table {table} is not known: it must be one of {', '.join(tables)}.")
-
-    def fill(match: re.Match) -> str:
-        return f"<!-- {match[1]} table -->\n{tables[match[1]]}\n<!-- end -->"
-
-    return re.sub(r"<!-- (\w+) table -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
+        parts[4 * place + 2] = f"\n{tables[table]()}\n"
+    return "".join(parts)
 
 
 def main() -> None:
     (arguments,) = parse_arguments(TableArguments, description=__doc__)
-    sections = read_benchmarks(Path(arguments.benchmarks))
+    benchmarks = Path(arguments.benchmarks)
     tables = {
-        "task": task_table(read_results(Path(arguments.results_dir))),
-        "ffn": ffn_table(sections),
-        "sweep": sweep_table(sections),
-        "encoder": encoder_table(sections),
-        "memory": memory_table(sections),
+        "task": lambda: task_table(read_results(Path(arguments.results_dir))),
+        "ffn": lambda: ffn_table(read_benchmarks(benchmarks)),
+        "sweep": lambda: sweep_table(read_benchmarks(benchmarks)),
+        "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
+        "memory": lambda: memory_table(read_benchmarks(benchmarks)),
+        "recipe": recipe_table,
     }
     for name in arguments.documents:
         document = Path(name)

@@ -15,9 +15,10 @@
 Semantic textual similarity of raw embeddings: Spearman's correlation of cosine and human score, with no training.
 
     python experiments/embedding_similarity.py --model_name_or_path outputs/nano-decayed \\
-        --files $DATA_DIR/sts/validation.jsonl $DATA_DIR/sts/test.jsonl --output_file outputs/sts.json
+        --files $DATA_DIR/sts/validation.jsonl $DATA_DIR/sts/test.jsonl --output_dir outputs/sts
 
 An embedding is the mean of the last states of all real tokens. Files have columns sentence1, sentence2 and label.
+`all_results.json` in the output folder has `<file>_spearman` and `<file>_pairs` of each, by its name without ending.
 """
 
 import json
@@ -30,11 +31,12 @@ import torch
 import transformers
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
 from modernalbert.evaluation.glue import GLUE_TASKS
+from modernalbert.training.run_folder import has_no_weights
 from modernalbert.training.task_files import load_task_file
 
 
@@ -46,9 +48,9 @@ MAX_LENGTH = 128
 class SimilarityArguments:
     """Which model on which pairs."""
 
-    model_name_or_path: str = field(metadata={"help": "Any encoder: folder or Hub name."})
+    model_name_or_path: str = field(metadata={"help": "Any encoder; a configuration alone = random weights."})
     files: list[str] = field(metadata={"help": "csv, tsv, json, jsonl or parquet with sentence1, sentence2, label."})
-    output_file: str | None = field(default=None, metadata={"help": "Where to write the figures as JSON."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where all_results.json goes."})
 
 
 @torch.no_grad()
@@ -80,19 +82,27 @@ def main() -> None:
     (arguments,) = parse_arguments(SimilarityArguments, description=__doc__)
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    name = arguments.model_name_or_path
     try:
-        model = AutoModel.from_pretrained(arguments.model_name_or_path, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model_name_or_path cannot be loaded: {first_sentence(error)}") from None
+        if has_no_weights(Path(name)):
+            set_seed(0)
+            model = AutoModel.from_config(AutoConfig.from_pretrained(name)).eval()
+        else:
+            model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
     results = {}
     for file in arguments.files:
+        name = Path(file).stem
+        if f"{name}_spearman" in results:
+            raise UserError(f"--files {' '.join(arguments.files)}: two files have the same name.")
         correlation, pairs = similarity_correlation(model, tokenizer, file)
-        results["/".join(Path(file).parts[-2:])] = {"spearman": correlation, "pairs": pairs}
+        results |= {f"{name}_spearman": correlation, f"{name}_pairs": pairs}
         print(f"{file}: Spearman {correlation:.4f} on {pairs:,} pairs")
-    if arguments.output_file:
-        Path(arguments.output_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output_file).write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.output_dir:
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(arguments.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def command() -> None:

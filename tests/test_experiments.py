@@ -74,8 +74,8 @@ def test_similarity_is_spearmans_correlation_of_cosines(tmp_path, monkeypatch, c
     nano_tokenizer.save_pretrained(tmp_path / "model")
     code, _, _ = run_command(
         monkeypatch, capsys, module.command, "--model_name_or_path", tmp_path / "model", "--files", file,
-        "--output_file", tmp_path / "out.json",
+        "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
-    found = next(iter(json.loads((tmp_path / "out.json").read_text()).values()))
-    assert found == {"spearman": pytest.approx(expected, abs=0.02), "pairs": 9}
+    found = json.loads((tmp_path / "out/all_results.json").read_text())
+    assert found == {"pairs_spearman": pytest.approx(expected, abs=0.02), "pairs_pairs": 9}

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import random
+import shutil
 import statistics
 from collections import Counter
 
@@ -14,6 +15,8 @@ from datasets import Dataset
 from small_models import REPOSITORY, run_command, tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.benchmarks import __main__ as benchmarks
+from modernalbert.benchmarks.timing import summarise, time_in_turn
 from modernalbert.evaluation.glue import GLUE_TASKS
 from modernalbert.evaluation.text_baselines import majority, tfidf
 
@@ -116,7 +119,12 @@ def test_models_and_baselines_on_the_same_rows(experiment, monkeypatch, capsys, 
     assert run_command(monkeypatch, capsys, module.command, *later)[0] == 0
     wrong = [option if option != "other=y" else "small=y" for option in later]
     code, _, error = run_command(monkeypatch, capsys, module.command, *wrong)
-    assert code == 2 and "sst2-films-small-3 is of another command: delete it" in error
+    assert code == 2 and "sst2-films-small-3.log is of another command: delete it" in error
+    elsewhere = tmp_path / "elsewhere/films"
+    shutil.copytree(tmp_path / "data/films", elsewhere)
+    other_data = ["--tasks", f"sst2={elsewhere}", "--output_dir", tmp_path / "out"]
+    code, _, error = run_command(monkeypatch, capsys, module.command, *other_data)
+    assert code == 2 and "sst2-films-majority.json is of another command" in error
     rows = json.loads((tmp_path / "out/results.json").read_text())
     found = {(row["data"], row["model"], row["metric"]): row for row in rows}
     assert list(found) == [
@@ -199,9 +207,20 @@ def test_wrong_arguments_of_the_comparison(experiment, monkeypatch, capsys, tmp_
         (["--tasks", "sst2=x"], "--tasks sst2=x: no such folder"),
         (["--tasks", f"sst2={tmp_path}", "--baselines", "svm"], "--baselines svm is not allowed"),
         (["--tasks", f"sst2={tmp_path}", "--baselines", "tfidf"], "train.jsonl: no such file"),
+        (["--tasks", f"sst2={tmp_path}", "--models", "a/b=x"], "--models a/b=x is not allowed: it must be NAME=FOLDER"),
+        (["--tasks", f"sst2={tmp_path}", "--models", "bm25=x"], "--models bm25 is not allowed: a baseline"),
     ):
         code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, "--output_dir", tmp_path / "o")
         assert code == 2 and said in error, error
+
+
+def test_a_command_names_folders_as_the_documentation_does(experiment, monkeypatch):
+    module = experiment("checkpoint_tasks")
+    monkeypatch.setenv("DATA_DIR", "/d")
+    monkeypatch.setenv("TEACHER", "/d/teacher")
+    words = ["run.py", "--model", "/d/teacher", "--tasks=/d/sst2", "sst2=/d/my data", "/deep", "a b"]
+    line = "run.py --model $TEACHER --tasks=$DATA_DIR/sst2 sst2=\"$DATA_DIR/my data\" /deep 'a b'"
+    assert module.portable(words) == line
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -245,6 +264,9 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
     document.write_text("no table\n")
     code, _, error = command()
     assert code == 2 and "there must be a line <!-- NAME table -->" in error
+    document.write_text("<!-- task table -->\nprose\n<!-- memory table -->\n<!-- end -->\n")
+    code, _, error = command()
+    assert code == 2 and "for each table" in error and "prose" in document.read_text()
     document.write_text("<!-- task table -->\n<!-- end -->\n<!-- tusk table -->\n<!-- end -->\n")
     code, _, error = command()
     assert code == 2 and "the table tusk is not known: it must be one of task, ffn" in error
@@ -260,6 +282,7 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
         ([row(mean=0.9)], "mean is 0.9, that of the scores is 0.5"),
         ([row(scores=(0.1, 0.2), deviation=None)], "deviation is None"),
         ([row(scores=(45.0,))], "scores [45.0] is not allowed"),
+        ([row() | {"scores": 0.5}], "scores 0.5 is not allowed"),
         ([], "there is no *_tasks.json with a row"),
     ],
 )
@@ -273,9 +296,106 @@ def test_files_that_make_no_table(experiment, tmp_path, rows, said):
 
 def test_the_documentation_equals_the_measured_files(experiment, monkeypatch, capsys):
     module = experiment("document_tables")
-    documents = [
-        file for file in (REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")) if " table -->" in file.read_text()
-    ]
+    folders = (".", "docs", "model_cards", "checkpoints/*")
+    files = [file for folder in folders for file in REPOSITORY.glob(f"{folder}/*.md")]
+    documents = [file for file in files if " table -->" in file.read_text()]
     assert REPOSITORY / "README.md" in documents
     code, _, error = run_command(monkeypatch, capsys, module.command, "--check", "--documents", *documents)
     assert code == 0, error
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def timed(**ratios):
+    return {name: {"median_ms": 10 * ratio, "ratio": ratio} for name, ratio in ratios.items()}
+
+
+MEASURED = {
+    "ffn_float32_4096_tokens": {
+        "forward": timed(plain=1, masked=1.5, grouped=1.2),
+        "forward_backward": timed(plain=1, masked=1.6, grouped=1.25),
+        "forward_compiled": timed(plain=1, masked=1.4),
+    },
+    "ffn_sweep_float32": {
+        "num_experts": {
+            "8": {"forward": timed(plain=1, grouped=1.2), "forward_backward": timed(plain=1, grouped=1.3)},
+            "64": {"forward": timed(plain=1, grouped=1.25), "forward_backward": timed(plain=1, grouped=1.35)},
+        }
+    },
+    "encoder_float32_8x128": {
+        "real_tokens": 1.0,
+        "against_modernbert": timed(modernbert=1, modernalbert=0.99),
+        "against_tiny_none": timed(tiny_none=1, tiny=1.05),
+    },
+    "encoder_float32_16xsquad_v2_compiled": {
+        "real_tokens": 0.5,
+        "against_modernbert": timed(modernbert=1, modernalbert=0.5),
+        "against_tiny_none": timed(tiny_none=1, tiny=1.1),
+    },
+    "memory_float32_2x512": {
+        "none": {
+            "peak_megabytes": 1000.0, "peak_ratio": 1.0, "kept_megabytes": 500.0, "kept_ratio": 1.0,
+            "optimizer_megabytes": 300.0, "megabytes_on_disk": 150.0,
+        }
+    },
+}  # fmt: skip
+
+
+def test_tables_of_benchmarks(experiment, tmp_path):
+    module = experiment("document_tables")
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({name: {"environment": {}, "results": values} for name, values in MEASURED.items()}))
+    sections = module.read_benchmarks(file)
+    assert module.ffn_table(sections) == (
+        "|  | forward, float32, 4,096 tokens | forward and backward, float32, 4,096 tokens "
+        "| forward, compiled, float32, 4,096 tokens |\n"
+        "|---|---:|---:|---:|\n"
+        "| this MoL (`grouped`, which `auto` takes on a CPU) | 1.20x | 1.25x |  |\n"
+        "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |"
+    )
+    assert module.sweep_table(sections).splitlines()[2:] == [
+        "| 8 experts | 1.20x | 1.30x |",
+        "| 64 experts | 1.25x | 1.35x |",
+    ]
+    assert module.encoder_table(sections) == (
+        "|  | 8 x 128, float32 (100% real tokens) | 16 of squad_v2, float32, compiled (50% real tokens) |\n"
+        "|---|---:|---:|\n"
+        "| ModernALBERT of its shape, 7 groups x 2, to ModernBERT | 0.99x | 0.50x |\n"
+        "| Tiny with experts, to Tiny without modulation | 1.05x | 1.10x |"
+    )
+    assert module.memory_table(sections).splitlines()[2:] == [
+        "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB |"
+    ]
+    for broken in ("[", "[]", '{"ffn": 3}'):
+        file.write_text(broken)
+        with pytest.raises(module.UserError, match="it is not what python -m modernalbert.benchmarks writes"):
+            module.read_benchmarks(file)
+
+
+def test_all_benchmarks_in_one_command_know_their_options(tmp_path):
+    for quick, data_dir in ((True, None), (False, "data")):
+        runs = benchmarks.commands(quick, "cpu", data_dir, tmp_path)
+        assert {"ffn_speed.py", "encoder_speed.py", "training_speed.py", "memory.py"} == {run[0] for run in runs}
+        for script, *options in runs:
+            source = (REPOSITORY / "benchmarks" / script).read_text() + (
+                REPOSITORY / "benchmarks/timing.py"
+            ).read_text()
+            for option in options:
+                assert not option.startswith("--") or f'"{option}"' in source, (script, option)
+
+
+def test_a_plot_of_what_was_measured(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = {name: {"results": values} for name, values in MEASURED.items()}
+    benchmarks.plot(results, tmp_path / "all.png")
+    benchmarks.plot({"memory_float32_2x512": results["memory_float32_2x512"]}, tmp_path / "none.png")
+    assert (tmp_path / "all.png").stat().st_size > 10_000 and not (tmp_path / "none.png").exists()
+
+
+def test_functions_are_timed_in_turn_against_the_same_round():
+    calls = []
+    seconds = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b"] * 3 and [len(times) for times in seconds.values()] == [2, 2]
+    summary = summarise({"a": [1.0, 10.0, 2.0], "b": [2.0, 10.0, 6.0]}, "a")
+    assert summary["b"] == {"median_ms": 6000.0, "ratio": 2.0}
