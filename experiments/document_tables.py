@@ -62,7 +62,9 @@ MODELS = {
     "random": "random weights",
     "none": "nano without experts",
     "nano": "nano",
+    "nano-sick": "nano, SICK first",
     "teacher": "its teacher",
+    "teacher-sick": "its teacher, SICK first",
 }
 METRICS = {
     "f1": "F1",
