@@ -391,8 +391,9 @@ def masked_mol(
     return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
 
-# On the CPU `grouped` pays from so many tokens per expert (measured: benchmarks/ffn_speed.py).
-GROUPED_TOKENS_PER_EXPERT = 16
+# On the CPU `grouped` pays from so many tokens on, for 8 experts and for 64: what it saves for each token, and what
+# its many small products cost, both grow with the experts (measured: benchmarks/ffn_speed.py).
+GROUPED_TOKENS = 256
 
 
 def check_mol_backend(name: str) -> None:
@@ -405,19 +406,17 @@ def check_mol_backend(name: str) -> None:
         raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
 
 
-def choose_mol_backend(
-    name: str, x: torch.Tensor, num_experts: int, num_experts_per_tok: int, ffn: FFN, masks: DropoutMasks
-) -> Callable:
+def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> Callable:
     """
     The backend to use for tokens x (T, d).
 
-    "auto" is `masked`, but on the CPU `grouped` where each expert gets enough tokens to pay for sorting them. While a
-    graph is traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that
-    cannot be used gives way to `masked` too, with a warning that says why.
+    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them. While a graph is
+    traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that cannot
+    be used gives way to `masked` too, with a warning that says why.
     """
     tracing = is_tracing(x) or is_transformed()
     if name == "auto":
-        pays = x.device.type == "cpu" and x.shape[0] * num_experts_per_tok >= GROUPED_TOKENS_PER_EXPERT * num_experts
+        pays = x.device.type == "cpu" and x.shape[0] >= GROUPED_TOKENS
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
@@ -666,8 +665,8 @@ class MoLFeedForward(RoutedFeedForward):
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation)
         masks = self.lora_drop(x, self.width)
-        choice = self.mol_backend, x, self.num_experts, self.num_experts_per_tok, ffn, masks
-        return choose_mol_backend(*choice)(x, routing_weights, experts, ffn, self.experts, masks)
+        backend = choose_mol_backend(self.mol_backend, x, ffn, masks)
+        return backend(x, routing_weights, experts, ffn, self.experts, masks)
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)

@@ -49,7 +49,7 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
     if not quick:
         if not gpu:
             # Few tokens and rounds: a processor without half-precision arithmetic takes seconds for each product.
-            half = ["--dtype", "bfloat16", "--tokens", "512", "--rounds", "3", "--no-compile"]
+            half = ["--dtype", "bfloat16", "--tokens", "256", "--rounds", "3", "--no-compile"]
             runs.append(["ffn_speed.py", *to, *half])
         runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
         runs.append(["encoder_speed.py", *common, "--compile"])

@@ -243,7 +243,7 @@ def sweep_table(sections: dict[str, dict]) -> str:
     first = next(iter(next(iter(section.values())).values()))
     columns = [(kind, backend) for kind in first for backend in FFNS if backend in first[kind]]
     lines = [
-        [f"{value} {SWEPT[what]}", *(ratio(kinds[kind], backend) for kind, backend in columns)]
+        [f"{SWEPT[what]}: {int(value):,}", *(ratio(kinds[kind], backend) for kind, backend in columns)]
         for what, rows in section.items()
         for value, kinds in rows.items()
     ]

@@ -105,7 +105,7 @@ def test_backends_agree_in_bfloat16(backend, autocast):
 
 def test_auto_can_be_transformed():
     mol = mol_ffn("auto").eval()
-    x = torch.randn(64, 32, dtype=torch.float64)
+    x = torch.randn(256, 32, dtype=torch.float64)
     expected = x.clone().requires_grad_()
     mol(expected)[0].square().sum().backward()
     actual = torch.func.grad(lambda x: mol(x)[0].square().sum())(x)
@@ -125,9 +125,9 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero():
 
 def test_which_backend_auto_chooses():
     def chosen(name, x):
-        return choose_mol_backend(name, x, 8, 2, FFN(None, None, None), DropoutMasks())
+        return choose_mol_backend(name, x, FFN(None, None, None), DropoutMasks())
 
-    few, many = torch.empty(63, 8), torch.empty(64, 8)
+    few, many = torch.empty(255, 8), torch.empty(256, 8)
     assert chosen("auto", few) is MOL_BACKENDS["masked"]
     assert chosen("auto", many) is MOL_BACKENDS["grouped"]
     assert chosen("auto", many.to("meta")) is MOL_BACKENDS["masked"]

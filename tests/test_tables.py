@@ -355,8 +355,8 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |"
     )
     assert module.sweep_table(sections).splitlines()[2:] == [
-        "| 8 experts | 1.20x | 1.30x |",
-        "| 64 experts | 1.25x | 1.35x |",
+        "| experts: 8 | 1.20x | 1.30x |",
+        "| experts: 64 | 1.25x | 1.35x |",
     ]
     assert module.encoder_table(sections) == (
         "|  | 8 x 128, float32 (100% real tokens) | 16 of squad_v2, float32, compiled (50% real tokens) |\n"

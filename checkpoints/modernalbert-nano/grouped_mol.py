@@ -158,7 +158,7 @@ def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: Dropou
     return pick(masks.ffn, rows, activate(h))
 
 
-@register_mol_backend("grouped", why_not=lambda x, ffn, masks: None)
+@register_mol_backend("grouped", traceable=False)
 def grouped_mol(
     x: torch.Tensor,
     routing_weights: torch.Tensor,

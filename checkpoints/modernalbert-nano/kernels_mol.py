@@ -55,6 +55,24 @@ def _gelu_slope(x):
 
 
 @triton.jit
+def _tile(order, num_tokens, f, r, R: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tokens, columns and ranks of a program of the grid (tokens, columns), and which of them there are."""
+    rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    is_token = rows < num_tokens
+    token = tl.load(order + rows, mask=is_token, other=0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, R)
+    return token, is_token, columns, columns < f, ranks, ranks < r
+
+
+@triton.jit
+def _experts_of(experts, slots, is_token):
+    """The experts of some slots, -1 where there is no token; the least and the greatest of them."""
+    expert = tl.load(experts + slots, mask=is_token, other=-1)
+    return expert, tl.min(tl.where(is_token, expert, 2147483647)), tl.max(expert)
+
+
+@triton.jit
 def _expand(h1, h2, a, expert, first, last, B_in, columns, in_ffn, ranks, in_rank, f, r):
     """Both halves of P_in x (tokens, columns), and s A_in x of one slot (tokens, R) -> both halves of h."""
     inside = in_rank[:, None] & in_ffn[None, :]
@@ -72,13 +90,7 @@ def _forward(
     K: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """mixture (T, f), and of each tile of columns its part of A_out u: (tiles, T, k, r)."""
-    rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = rows < num_tokens
-    token = tl.load(order + rows, mask=is_token, other=0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    in_ffn = columns < f
-    ranks = tl.arange(0, R)
-    in_rank = ranks < r
+    token, is_token, columns, in_ffn, ranks, in_rank = _tile(order, num_tokens, f, r, R, TOKENS, COLUMNS)
     inside = is_token[:, None] & in_ffn[None, :]
     inside_ranks = is_token[:, None] & in_rank[None, :]
     places = token[:, None] * 2 * f + columns[None, :]
@@ -86,14 +98,13 @@ def _forward(
     base2 = tl.load(base + places + f, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
     for slot in tl.static_range(K):
-        expert = tl.load(experts + token * K + slot, mask=is_token, other=-1)
-        first = tl.min(tl.where(is_token, expert, 2147483647))
-        last = tl.max(expert)
-        slot_ranks = (token[:, None] * K + slot) * r + ranks[None, :]
+        slots = token * K + slot
+        expert, first, last = _experts_of(experts, slots, is_token)
+        slot_ranks = slots[:, None] * r + ranks[None, :]
         a_slot = tl.load(a + slot_ranks, mask=inside_ranks, other=0.0)
         h1, h2 = _expand(base1, base2, a_slot, expert, first, last, B_in, columns, in_ffn, ranks, in_rank, f, r)
         u = _gelu(h1) * h2
-        gate = tl.load(gates + token * K + slot, mask=is_token, other=0.0)
+        gate = tl.load(gates + slots, mask=is_token, other=0.0)
         total += gate[:, None] * u
         c = tl.zeros((TOKENS, R), dtype=tl.float32)
         for e in range(first, last + 1):
@@ -116,13 +127,7 @@ def _backward_states(
     K: tl.constexpr, R: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """d_base (T, 2 f), and of each tile of columns its part of d_gates (tiles, T, k) and of d_a (tiles, T, k, r)."""
-    rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    is_token = rows < num_tokens
-    token = tl.load(order + rows, mask=is_token, other=0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    in_ffn = columns < f
-    ranks = tl.arange(0, R)
-    in_rank = ranks < r
+    token, is_token, columns, in_ffn, ranks, in_rank = _tile(order, num_tokens, f, r, R, TOKENS, COLUMNS)
     inside = is_token[:, None] & in_ffn[None, :]
     inside_ranks = is_token[:, None] & in_rank[None, :]
     inside_factor = in_ffn[:, None] & in_rank[None, :]
@@ -133,17 +138,16 @@ def _backward_states(
     total1 = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
     total2 = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
     for slot in tl.static_range(K):
-        expert = tl.load(experts + token * K + slot, mask=is_token, other=-1)
-        first = tl.min(tl.where(is_token, expert, 2147483647))
-        last = tl.max(expert)
-        slot_ranks = (token[:, None] * K + slot) * r + ranks[None, :]
+        slots = token * K + slot
+        expert, first, last = _experts_of(experts, slots, is_token)
+        slot_ranks = slots[:, None] * r + ranks[None, :]
         a_slot = tl.load(a + slot_ranks, mask=inside_ranks, other=0.0)
         h1, h2 = _expand(base1, base2, a_slot, expert, first, last, B_in, columns, in_ffn, ranks, in_rank, f, r)
         active = _gelu(h1)
         tile = tl.program_id(1).to(tl.int64) * num_tokens * K
         d_gate = tl.sum(d_mix * active * h2, axis=1)
-        tl.store(part_gates + tile + token * K + slot, d_gate, mask=is_token)
-        gate = tl.load(gates + token * K + slot, mask=is_token, other=0.0)
+        tl.store(part_gates + tile + slots, d_gate, mask=is_token)
+        gate = tl.load(gates + slots, mask=is_token, other=0.0)
         d_u = gate[:, None] * d_mix
         d_c_slot = tl.load(d_c + slot_ranks, mask=inside_ranks, other=0.0)
         for e in range(first, last + 1):
@@ -293,7 +297,7 @@ def why_not_triton(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None
     return None
 
 
-@register_mol_backend("triton", why_not=why_not_triton)
+@register_mol_backend("triton", traceable=False, why_not=why_not_triton)
 def triton_mol(
     x: torch.Tensor,
     routing_weights: torch.Tensor,

@@ -227,10 +227,12 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 MOL_BACKENDS: dict[str, Callable] = {}
 # Backends that may be absent, and why.
 OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
+# Backends that no graph can hold.
+NOT_TRACEABLE: set[str] = set()
 _WHY_NOT: dict[str, Callable] = {}
 
 
-def register_mol_backend(name: str, why_not: Callable | None = None) -> Callable:
+def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | None = None) -> Callable:
     """
     Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
 
@@ -238,12 +240,15 @@ def register_mol_backend(name: str, why_not: Callable | None = None) -> Callable
     (T, d).
 
     Args:
-        why_not: For a backend that cannot be traced or has limits of its own: (x, FFN, DropoutMasks) -> the reason why
-            it cannot be used, or None.
+        traceable: Whether graphs, and torch.func, can hold it; if not, `masked` takes its place there.
+        why_not: For a backend with limits of its own: (x, FFN, DropoutMasks) -> the reason why it cannot be used, or
+            None.
     """
 
     def decorator(function: Callable) -> Callable:
         MOL_BACKENDS[name] = function
+        if not traceable:
+            NOT_TRACEABLE.add(name)
         if why_not is not None:
             _WHY_NOT[name] = why_not
         return function
@@ -386,8 +391,9 @@ def masked_mol(
     return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
 
-# On the CPU `grouped` pays from so many tokens per expert (measured: benchmarks/ffn_speed.py).
-GROUPED_TOKENS_PER_EXPERT = 16
+# On the CPU `grouped` pays from so many tokens on, for 8 experts and for 64: what it saves for each token, and what
+# its many small products cost, both grow with the experts (measured: benchmarks/ffn_speed.py).
+GROUPED_TOKENS = 256
 
 
 def check_mol_backend(name: str) -> None:
@@ -400,25 +406,24 @@ def check_mol_backend(name: str) -> None:
         raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
 
 
-def choose_mol_backend(
-    name: str, x: torch.Tensor, num_experts: int, num_experts_per_tok: int, ffn: FFN, masks: DropoutMasks
-) -> Callable:
+def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> Callable:
     """
     The backend to use for tokens x (T, d).
 
-    "auto" is `masked`, but on the CPU `grouped` where each expert gets enough tokens to pay for sorting them. While a
-    graph is traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that
-    cannot be used gives way to `masked` too, with a warning that says why.
+    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them. While a graph is
+    traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that cannot
+    be used gives way to `masked` too, with a warning that says why.
     """
     tracing = is_tracing(x) or is_transformed()
     if name == "auto":
-        pays = x.device.type == "cpu" and x.shape[0] * num_experts_per_tok >= GROUPED_TOKENS_PER_EXPERT * num_experts
+        pays = x.device.type == "cpu" and x.shape[0] >= GROUPED_TOKENS
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
-    elif name in _WHY_NOT:
-        reason = "it cannot be traced or transformed" if tracing else _WHY_NOT[name](x, ffn, masks)
-        name = name if reason is None else _masked_instead_of(name, reason)
+    elif tracing and name in NOT_TRACEABLE:
+        name = _masked_instead_of(name, "it cannot be traced or transformed")
+    elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
+        name = _masked_instead_of(name, reason)
     return MOL_BACKENDS[name]
 
 
@@ -660,8 +665,8 @@ class MoLFeedForward(RoutedFeedForward):
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation)
         masks = self.lora_drop(x, self.width)
-        choice = self.mol_backend, x, self.num_experts, self.num_experts_per_tok, ffn, masks
-        return choose_mol_backend(*choice)(x, routing_weights, experts, ffn, self.experts, masks)
+        backend = choose_mol_backend(self.mol_backend, x, ffn, masks)
+        return backend(x, routing_weights, experts, ffn, self.experts, masks)
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)
