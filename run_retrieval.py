@@ -85,9 +85,9 @@ from modernalbert.training.retrieval_rows import (
 from modernalbert.training.run_folder import remove_earlier_run
 from modernalbert.training.task_script import (
     MERGE_CALIBRATION_ROWS,
+    BaseDataArguments,
     ModelArguments,
     RunResults,
-    SizeArguments,
     begin_run,
     check_merge,
     check_run,
@@ -123,7 +123,7 @@ class RetrievalModelArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments(SizeArguments):
+class DataArguments(BaseDataArguments):
     """Which data."""
 
     train_file: str | None = field(

@@ -58,7 +58,7 @@ from modernalbert.training.task_files import load_task_file
 
 
 REPOSITORY = Path(__file__).parents[1]
-LAST_EPOCH = "--load_best_model_at_end False --weight_decay 0"
+FINE_TUNING = "--load_best_model_at_end False --weight_decay 0"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Experiment:
 
 # --- sentences and pairs ---------------------------------------------------------------------------------------------
 
-GLUE_SETTINGS = f"--per_device_train_batch_size 32 {LAST_EPOCH} --save_strategy no"
+GLUE_SETTINGS = f"--per_device_train_batch_size 32 {FINE_TUNING} --save_strategy no"
 # CoLA's short sentences get as many as ModernBERT gives them.
 EPOCHS = {"cola": 5}
 Baseline = Callable[[Task, Dataset, Dataset], np.ndarray | None]
@@ -137,7 +137,7 @@ def no_answer(folder: Path) -> dict[str, float]:
 SQUAD = Experiment(
     "run_squad.py",
     "--train_file {folder}/train.json --validation_file {folder}/validation.json --learning_rate 3e-4 "
-    f"--num_train_epochs 3 --per_device_train_batch_size 16 {LAST_EPOCH} --seed {{seed}}",
+    f"--num_train_epochs 3 --per_device_train_batch_size 16 {FINE_TUNING} --seed {{seed}}",
     squad_scores,
     {"no answer": no_answer},
     lambda folder: tuple(len(read_squad(str(folder / f"{split}.json"))) for split in ("train", "validation")),

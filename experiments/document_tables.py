@@ -22,6 +22,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
     ffn, sweep, encoder, memory
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
+    demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     recipe    configs/pretraining/*.json, with what they cost in arithmetic
 
 A file of tasks is a list of rows, objects with
@@ -45,6 +46,7 @@ import torch
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
 from modernalbert.command_line import UserError, parse_arguments, run
+from modernalbert.demo import as_table
 from modernalbert.training.pretraining_trainer import training_flops
 
 
@@ -356,6 +358,7 @@ def main() -> None:
         "sweep": lambda: sweep_table(read_benchmarks(benchmarks)),
         "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
+        "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "recipe": recipe_table,
     }
     for name in arguments.documents:

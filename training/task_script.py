@@ -82,8 +82,8 @@ class ModelArguments:
 
 
 @dataclass
-class SizeArguments:
-    """How much of the data, for every script."""
+class BaseDataArguments:
+    """What every script asks about its data."""
 
     max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
@@ -96,7 +96,7 @@ class SizeArguments:
 
 
 @dataclass
-class TaskDataArguments(SizeArguments):
+class TaskDataArguments(BaseDataArguments):
     """Which rows, for every task of labelled rows."""
 
     train_file: str | None = field(default=None, metadata={"help": "Training rows."})
@@ -256,7 +256,7 @@ def check_merge(weights: str | None, model: PreTrainedModel, has_validation: boo
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def check_run(data_arguments: SizeArguments, training_arguments: TrainingArguments) -> None:
+def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> None:
     """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
@@ -291,7 +291,7 @@ def choose_best_by(training_arguments: TrainingArguments, metrics: Sequence[str]
     training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
 
 
-def begin_run(data_arguments: SizeArguments, training_arguments: TrainingArguments) -> str | None:
+def begin_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> str | None:
     """Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one."""
     output_dir = Path(training_arguments.output_dir)
     if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
