@@ -30,7 +30,7 @@ from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise
 from modernalbert.command_line import run
 from modernalbert.evaluation.squad import read_squad
 from modernalbert.merge_experts import merge_experts
-from modernalbert.training.task_files import read_rows
+from modernalbert.training.row_files import read_rows
 
 
 NUM_LAYERS, WIDTH = 14, 768

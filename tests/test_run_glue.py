@@ -15,7 +15,8 @@ from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassif
 from modernalbert.command_line import UserError
 from modernalbert.evaluation.glue import GLUE_TASKS, METRICS, compute_metrics
 from modernalbert.run_glue import command as glue_command
-from modernalbert.training.task_files import infer_task, load_task_file, read_rows
+from modernalbert.training.row_files import read_rows
+from modernalbert.training.task_files import infer_task, load_task_file
 
 
 FILM = [

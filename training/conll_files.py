@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from modernalbert.command_line import UserError
 from modernalbert.evaluation.ner import is_iob1, is_tag, spans_of, tags_of
-from modernalbert.training.task_files import read_rows
+from modernalbert.training.row_files import read_rows
 
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from modernalbert.command_line import UserError
 from modernalbert.evaluation.beir_folder import RetrievalSet
-from modernalbert.training.task_files import read_rows
+from modernalbert.training.row_files import read_rows
 
 
 logger = logging.getLogger(__name__)
