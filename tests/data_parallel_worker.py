@@ -18,15 +18,15 @@ from modernalbert.modeling_modernalbert import ModernALBERTLayer
 def make_model(kind: str) -> torch.nn.Module:
     """
     A ModernALBERT with experts of its own ("native", "sharded"), or one without that has them from an adapter
-    ("adapter").
+    ("adapter"). In float64, in which sums in another order hardly differ.
     """
     # The balance loss is not a mean over tokens, and jitter is random: without them both runs are the same mathematics.
     changes = {"num_experts": 8, "num_experts_per_tok": 1, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.0}
     if kind != "adapter":
-        return tiny_model(ModernALBERTForMaskedLM, **changes).train()
+        return tiny_model(ModernALBERTForMaskedLM, **changes).double().train()
     torch.manual_seed(0)
     changes["r"] = 4
-    return adapt(tiny_model(ModernALBERTForMaskedLM, ffn_modulation="none"), **changes).train()
+    return adapt(tiny_model(ModernALBERTForMaskedLM, ffn_modulation="none"), **changes).double().train()
 
 
 def global_batch(step: int) -> torch.Tensor:

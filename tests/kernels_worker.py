@@ -1,7 +1,12 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Run the Triton backend and `reference` on the same inputs; print relative errors as JSON. For test_kernels.py."""
+"""
+Run the Triton backend and `reference` on the same inputs; print relative errors as JSON. For test_kernels.py.
+
+On a GPU where there is one, else in Triton's interpreter (TRITON_INTERPRET=1).
+"""
 
 import json
+import os
 import sys
 
 import torch
@@ -10,13 +15,16 @@ from modernalbert.kernels_mol import triton_mol
 from modernalbert.modeling_mol import FFN, DropoutMasks, Experts, reference_mol, route
 
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
 def run(backend, tokens, num_experts, per_token, rank, width, dtype) -> dict[str, torch.Tensor]:
     """Output and gradients by name."""
     hidden = 32
     torch.manual_seed(0)
 
     def weight(*shape):
-        return (torch.randn(*shape) * 0.2).to(dtype).requires_grad_()
+        return (torch.randn(*shape) * 0.2).to(DEVICE, dtype).requires_grad_()
 
     leaves = {"x": weight(tokens, hidden), "router": weight(num_experts, hidden)}
     leaves |= {"Wi": weight(2 * width, hidden), "Wo": weight(hidden, width)}
@@ -35,7 +43,8 @@ def run(backend, tokens, num_experts, per_token, rank, width, dtype) -> dict[str
     weights = weights.float() if backend is triton_mol else weights
     output = backend(leaves["x"], weights, index, ffn, experts, DropoutMasks())
     output.float().square().sum().backward()
-    return {"output": output.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+    results = {"output": output.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+    return {name: result.cpu() for name, result in results.items()}
 
 
 def main() -> None:

@@ -164,7 +164,8 @@ def test_flex_attention_equals_sdpa_on_padded_and_packed_rows():
         for inputs in ({"attention_mask": mask}, {"position_ids": positions}):
             expected, actual = sdpa(ids, **inputs)[0], flex(ids, **inputs)[0]
             real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-            torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
+            # Compiled code of its own, in float32 alone: what it rounds is up to the compiler.
+            torch.testing.assert_close(actual[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -1,5 +1,8 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The Triton kernels are the mixture, forward and backward: run by Triton's interpreter in a process of its own."""
+"""
+The Triton kernels are the mixture, forward and backward, in a process of its own: on a GPU where there is one, else in
+Triton's interpreter.
+"""
 
 import json
 import os
@@ -7,17 +10,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from packaging.version import Version
 
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+# Before 3.7 the interpreter reads the bounds of loops in a way that numpy forbids since 2.5.
+if not ON_GPU and Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.5"):
+    pytest.skip("triton < 3.7 interprets no loop with numpy >= 2.5", allow_module_level=True)
 CASES = [  # tokens, experts, experts per token, rank, width, dtype
     [70, 4, 2, 4, 80, "float32"],
     [33, 8, 1, 16, 64, "float32"],
     [40, 3, 3, 20, 100, "float32"],
     [20, 32, 1, 4, 80, "float32"],  # experts that no token chose
     [1, 4, 4, 1, 80, "float32"],
-    [40, 4, 2, 8, 72, "float16"],  # the interpreter multiplies no bfloat16
+    [40, 4, 2, 8, 72, "float16"],
+    # The interpreter multiplies no bfloat16.
+    *([[70, 8, 2, 16, 200, "bfloat16"]] if ON_GPU else []),
 ]
 
 
@@ -25,7 +37,7 @@ CASES = [  # tokens, experts, experts per token, rank, width, dtype
 def errors() -> list[dict[str, float]]:
     """Relative errors of outputs and gradients against `reference`, for each case."""
     # The interpreter is chosen when triton is first imported.
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "0" if ON_GPU else "1"}
     worker = Path(__file__).with_name("kernels_worker.py")
     done = subprocess.run(
         [sys.executable, str(worker), json.dumps(CASES)], env=environment, capture_output=True, text=True
@@ -36,6 +48,6 @@ def errors() -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[str(case) for case in CASES])
 def test_kernels_are_the_mixture(errors, case):
-    tolerance = 3e-2 if CASES[case][-1] == "float16" else 1e-5
+    tolerance = 1e-5 if CASES[case][-1] == "float32" else 3e-2
     assert set(errors[case]) == {"output", "x", "router", "Wi", "Wo", "A_in", "B_in", "A_out", "B_out"}
     assert {name: error for name, error in errors[case].items() if not error < tolerance} == {}

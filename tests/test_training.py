@@ -123,10 +123,11 @@ def test_two_processes_with_unused_experts_agree_with_one(kind, tmp_path):
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     model = make_model(kind)
     loss = train(model, [global_batch(step) for step in range(3)])
-    assert torch.stack([rank["loss"] for rank in ranks]).mean(0) == pytest.approx(loss, abs=1e-5)
+    assert torch.stack([rank["loss"] for rank in ranks]).mean(0) == pytest.approx(loss, abs=1e-6)
     for name, expected in model.state_dict().items():
         assert torch.equal(ranks[0]["state"][name], ranks[1]["state"][name]), name
-        torch.testing.assert_close(ranks[0]["state"][name], expected, atol=1e-5, rtol=1e-4, msg=name)
+        # Statistics and losses are float32 all the same.
+        torch.testing.assert_close(ranks[0]["state"][name], expected, atol=1e-6, rtol=1e-5, msg=name)
     usages = [value for name, value in model.state_dict().items() if "mol_usage" in name]
     assert min(usage.min() for usage in usages) < 0.125 * 0.99**3 + 1e-6, (
         "every expert was used: the test tests nothing"
