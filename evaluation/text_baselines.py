@@ -14,6 +14,7 @@
 """What a classification task gives away without a language model: the commonest label, and weighted word counts."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
@@ -57,16 +58,32 @@ def tfidf(task: Task, train: Dataset, validation: Dataset) -> np.ndarray:
     words.fit([text for column in ("text", "text_pair") if column in train.column_names for text in train[column]])
     if task.is_regression:
         return cosines(words, validation)
+    return logistic_regression(task, features(words, train), train["label"][:], features(words, validation))
+
+
+def logistic_regression(
+    task: Task,
+    train_features: csr_matrix | np.ndarray,
+    labels: list[int],
+    features: csr_matrix | np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+) -> np.ndarray:
+    """
+    (rows,) label ids, predicted from features (rows, number of them) scaled to at most 1.
+
+    Its strength (scikit-learn's C) is one of `strengths`: by 5-fold cross-validation on the training rows, by the
+    task's first metric.
+    """
     model = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000))
     metric = METRICS[task.metrics[0]]
     search = GridSearchCV(
         model,
-        {"logisticregression__C": STRENGTHS},
+        {"logisticregression__C": strengths},
         scoring=lambda model, rows, labels: metric(model.predict(rows), labels),
         cv=StratifiedKFold(5, shuffle=True, random_state=0),  # files come in the order of their sources
     )
-    search.fit(features(words, train), train["label"][:])
-    return search.predict(features(words, validation))
+    search.fit(train_features, labels)
+    return search.predict(features)
 
 
 def features(words: TfidfVectorizer, rows: Dataset) -> csr_matrix:

@@ -22,26 +22,16 @@ An embedding is the mean of the last states of all real tokens. Files have colum
 """
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-import transformers
 from scipy.stats import spearmanr
-from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
+from modernalbert.command_line import UserError, parse_arguments, run
+from modernalbert.evaluation.embeddings import embed, load_encoder
 from modernalbert.evaluation.glue import GLUE_TASKS
-from modernalbert.training.run_folder import has_no_weights
 from modernalbert.training.task_files import load_task_file
-
-
-BATCH = 64
-MAX_LENGTH = 128
 
 
 @dataclass
@@ -53,24 +43,6 @@ class SimilarityArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Where all_results.json goes."})
 
 
-@torch.no_grad()
-def embed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
-    """Unit mean-pooled embeddings (n, d), float32."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    embeddings: list[np.ndarray | None] = [None] * len(texts)
-    for start in tqdm(range(0, len(order), BATCH), desc="Embeddings", leave=False):
-        chosen = order[start : start + BATCH]
-        batch = tokenizer(
-            [texts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
-        ).to(model.device)
-        states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
-        weights = batch["attention_mask"][..., None].float()
-        means = (states * weights).sum(1) / weights.sum(1)
-        for i, embedding in zip(chosen, torch.nn.functional.normalize(means, dim=-1).cpu().numpy()):
-            embeddings[i] = embedding
-    return np.stack(embeddings)
-
-
 def similarity_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: str) -> tuple[float, int]:
     """Spearman's correlation on a file of scored pairs, and their number."""
     rows = load_task_file(file, GLUE_TASKS["stsb"])
@@ -80,18 +52,7 @@ def similarity_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 def main() -> None:
     (arguments,) = parse_arguments(SimilarityArguments, description=__doc__)
-    transformers.utils.logging.set_verbosity_error()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    name = arguments.model_name_or_path
-    try:
-        if has_no_weights(Path(name)):
-            set_seed(0)
-            model = AutoModel.from_config(AutoConfig.from_pretrained(name)).eval()
-        else:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+    model, tokenizer = load_encoder(arguments.model_name_or_path)
     results = {}
     for file in arguments.files:
         name = Path(file).stem

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scipy.stats import spearmanr
 from small_models import REPOSITORY, run_command, tiny_model
 
@@ -79,3 +80,29 @@ def test_similarity_is_spearmans_correlation_of_cosines(tmp_path, monkeypatch, c
     assert code == 0
     found = json.loads((tmp_path / "out/all_results.json").read_text())
     assert found == {"pairs_spearman": pytest.approx(expected, abs=0.02), "pairs_pairs": 9}
+
+
+def test_a_probe_learns_from_frozen_embeddings(tmp_path, monkeypatch, capsys, nano_tokenizer):
+    module = load("embedding_probe")
+    model = tiny_model(ModernALBERTModel, vocab_size=30522)
+    model.save_pretrained(tmp_path / "model")
+    nano_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"sentence": f"{'what a fine' if i % 2 else 'such a dull'} film, number {i}", "label": i % 2} for i in range(40)
+    ]
+    for name, part in (("train", rows[:30]), ("validation", rows[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    files = ["--train_file", tmp_path / "train.jsonl", "--validation_file", tmp_path / "validation.jsonl"]
+    arguments = ["--model_name_or_path", tmp_path / "model", *files, "--output_dir", tmp_path / "out"]
+    code, output, error = run_command(monkeypatch, capsys, module.command, *arguments, "--task_name", "sst2")
+    assert code == 0, error
+    found = json.loads((tmp_path / "out/all_results.json").read_text())
+    assert found == {"eval_accuracy": pytest.approx(1, abs=0.11), "train_samples": 30, "eval_samples": 10}
+    assert f"accuracy {found['eval_accuracy']:.4f}" in output
+    code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, "--task_name", "stsb")
+    assert code == 2 and "--task_name stsb is not allowed: it must be one of" in error
+
+    pairs = Dataset.from_dict({"text": ["a house", "two dogs"], "text_pair": ["two dogs", "two dogs"]})
+    features = module.features(model, nano_tokenizer, pairs)
+    one, two = module.features(model, nano_tokenizer, pairs.remove_columns("text_pair"))
+    assert features == pytest.approx(np.stack([np.r_[abs(one - two), one * two], np.r_[0 * two, two * two]]), abs=1e-6)
