@@ -24,6 +24,7 @@ Every model runs on every task, by the task's script with settings chosen once f
     NAME-probe           the same with embedding_probe.py, where NAME is a classification: logistic regression on
                          embeddings as they are
     squad                run_squad.py on train.json and validation.json; beside it no answer to any question
+    squad-answers        a model that `squad` left, made to answer each question, judged by those that have an answer
     retrieval            run_retrieval.py on a folder in BEIR's form: fine-tuned on its training pairs; beside it BM25
     search               the same, nothing fine-tuned
     similarity           embedding_similarity.py on validation.jsonl and test.jsonl: embeddings as they are; beside it
@@ -157,6 +158,23 @@ SQUAD = Experiment(
 )
 
 
+def num_answerable(folder: Path) -> tuple[int, int]:
+    train, validation = (read_squad(str(folder / f"{split}.json")) for split in ("train", "validation"))
+    return len(train), sum(bool(question.answers) for question in validation)
+
+
+# No odds are above 1,000: silence is never chosen.
+ANSWERS = Experiment(
+    "run_squad.py",
+    "--no_do_train --validation_file {folder}/validation.json --null_score_diff_threshold 1000 --seed {seed}",
+    lambda results, folder: {"f1": results["eval_HasAns_f1"] / 100},
+    {},
+    num_answerable,
+    is_trained=False,
+    suffix=", answerable ones, never silent",
+)
+
+
 # --- retrieval -------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +248,7 @@ SIMILARITY = Experiment(
 EXPERIMENTS = {name: glue(name) for name in GLUE_TASKS} | {
     **{f"{name}-probe": probe(name) for name, task in GLUE_TASKS.items() if not task.is_regression},
     "squad": SQUAD,
+    "squad-answers": ANSWERS,
     "retrieval": RETRIEVAL,
     "search": SEARCH,
     "similarity": SIMILARITY,

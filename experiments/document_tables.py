@@ -65,6 +65,7 @@ MODELS = {
     "none": "nano without experts",
     "nano": "nano",
     "nano-sick": "nano, SICK first",
+    "nano-sts": "nano, STS first",
     "teacher": "its teacher",
     "teacher-sick": "its teacher, SICK first",
 }

@@ -176,9 +176,10 @@ def test_question_answering_and_retrieval_beside_their_baselines(experiment, mon
     queries = [{"_id": "q", "text": "what is green?"}, {"_id": "p", "text": "what is blue?"}]
     (houses / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     (houses / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\np\t2\t1\n")
-    tasks = [f"squad={houses}", f"search={houses}"]
+    tasks = [f"squad={houses}", f"squad-answers={houses}", f"search={houses}"]
     # what the scripts would have written
-    for place, measured in (("squad", {"eval_f1": 60.0, "eval_exact": 50.0}), ("search", {"houses_ndcg_at_10": 0.5})):
+    squad = {"eval_f1": 60.0, "eval_exact": 50.0, "eval_HasAns_f1": 40.0}
+    for place, measured in (("squad", squad), ("squad-answers", squad), ("search", {"houses_ndcg_at_10": 0.5})):
         folder = tmp_path / f"out/{place}-houses-m-0"
         folder.mkdir(parents=True)
         (folder / "all_results.json").write_text(json.dumps(measured))
@@ -192,10 +193,12 @@ def test_question_answering_and_retrieval_beside_their_baselines(experiment, mon
         ("houses", "no answer", "exact"): 0.5,
         ("houses", "m", "f1"): 0.6,
         ("houses", "m", "exact"): 0.5,
+        ("houses, answerable ones, never silent", "m", "f1"): 0.4,
         ("houses, not fine-tuned", "bm25", "ndcg_at_10"): 1.0,
         ("houses, not fine-tuned", "m", "ndcg_at_10"): 0.5,
     }
     assert found["houses", "m", "f1"]["train_rows"] == 6 and found["houses", "m", "f1"]["validation_rows"] == 4
+    assert found["houses, answerable ones, never silent", "m", "f1"]["validation_rows"] == 2
     assert found["houses, not fine-tuned", "m", "ndcg_at_10"]["validation_rows"] == 2
 
 

@@ -71,7 +71,7 @@ class RoutingObserver:
         self.is_asked = bool(kwargs.get("output_router_logits"))
         self.expert_labels = kwargs.get("expert_labels")
         known = inspect.signature(model.forward).parameters
-        ours = {"output_router_logits", "expert_labels"} - known.keys()
+        ours = {"output_router_logits", "expert_labels"}.difference(known)
         kwargs = {name: value for name, value in kwargs.items() if name not in ours}
         is_training = model.training and torch.is_grad_enabled()
         self.is_listening = self.is_asked or is_training
