@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from torch import distributed
 from transformers import HfArgumentParser
 
 
@@ -39,6 +40,7 @@ def run(main: Callable[[], object]) -> None:
     """
     try:
         main()
+        leave_process_group()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -48,6 +50,12 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def leave_process_group() -> None:
+    """On several processes: part. The threads of a group that is still there when Python ends may abort the process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

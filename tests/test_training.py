@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForTokenClassification
+from modernalbert.command_line import run
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,12 @@ def test_two_processes_with_unused_experts_agree_with_one(kind, tmp_path):
     assert min(usage.min() for usage in usages) < 0.125 * 0.99**3 + 1e-6, (
         "every expert was used: the test tests nothing"
     )
+
+
+def test_a_command_parts_from_the_other_processes_when_it_is_done():
+    def main() -> None:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        assert torch.distributed.is_initialized()
+
+    run(main)
+    assert not torch.distributed.is_initialized()
