@@ -26,16 +26,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
+from modernalbert.calibrated_merge import merge_calibrated, mixture_calls
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
-from modernalbert.merge_methods import MERGE_METHODS
-from modernalbert.modeling_mol import Experts, MoLFeedForward, summarise_routing
+from modernalbert.merge_methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
+from modernalbert.modeling_mol import Experts, summarise_routing
 
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
+METHODS = (*MERGE_METHODS, "calibrated")
+# Of so many calibration batches, `calibrated` leaves one out of the fit, to measure on.
+HOLD_OUT = 5
 SAVES = ("adapter", "folded", "both")
 # What a merge writes, and may therefore replace.
 WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
@@ -217,25 +221,30 @@ def _synchronise(model: PreTrainedModel) -> None:
 
 def merge_experts(
     model: PreTrainedModel,
-    weights: str | Sequence[float] = "ema",
+    weights: str | Sequence[float] | None = None,
     method: str = "linear",
     rank: int | None = None,
     calibration: Iterable[dict] | None = None,
+    density: float | None = None,
 ) -> MergeReport:
     """
-    Replace the E experts of every group by one, Delta = sum_e w_e Delta_e, and fold it into the shared FFN.
+    Replace the E experts of every group by one, and fold it into the shared FFN.
 
-    Exact for one expert, and for a model that ran with `expert_mixing="ema"` or "uniform" and is merged with the same
-    weights; otherwise the routing depended on the token, and the report measures what is lost.
+    With `method="linear"` that is Delta = sum_e w_e Delta_e: exact for one expert, and for a model that ran with
+    `expert_mixing="ema"` or "uniform" and is merged with the same weights. Otherwise the routing depended on the token,
+    and the report measures what is lost.
 
     Args:
         model: A ModernALBERT with `ffn_modulation="mol"`, with any head. It is left as it is.
         weights: "uniform" (1/E), "ema" (the moving average of the routing in training), "calibration" (mean routing
-            weights on the calibration batches), or E numbers.
-        method: A name of `MERGE_METHODS`: "linear" (exact sum, rank E r) or "svd" (best rank r).
-        rank: Of the merged adapter; None = E r for "linear", r for "svd".
+            weights on the calibration batches), or E numbers; None = "ema". `calibrated` takes none.
+        method: "linear" (exact sum, rank E r), "svd" (best rank r), "ties" and "dare" (what the deltas agree on, or a
+            random part of them), or "calibrated" (least squares on the calibration batches, `calibrated_merge.py`).
+        rank: Of the merged adapter; None = r for "svd", else E r.
         calibration: Batches of model inputs (on the model's device) to measure the loss on; where they have labels,
-            the loss before and after is reported. None = random token ids, and the report says so.
+            the loss before and after is reported. None = random token ids, and the report says so. `calibrated` leaves
+            every fifth batch out of the fit, and measures on those.
+        density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
 
     Returns:
         A MergeReport; its `model` is the merged one, in evaluation mode.
@@ -249,28 +258,44 @@ def merge_experts(
             f"ffn_modulation={getattr(config, 'ffn_modulation', None)!r} is not allowed: only experts of a Mixture of "
             "LoRAs ('mol') can be merged."
         )
-    if method not in MERGE_METHODS:
-        raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, MERGE_METHODS))}.")
-    if weights == "calibration" and calibration is None:
-        raise ValueError("weights='calibration' is not allowed without calibration batches.")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, METHODS))}.")
+    for name, value in (("weights", weights), ("method", method)):
+        if value in ("calibration", "calibrated") and calibration is None:
+            raise ValueError(f"{name}={value!r} is not allowed without calibration batches.")
+    if method == "calibrated":
+        for name, value in (("weights", weights), ("density", density)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is not allowed with method='calibrated', which takes none.")
+    if weights is None:
+        # What the fit starts from: the mean routing on the text, or the weights that the model itself mixes with.
+        routed = config.expert_mixing == "token"
+        weights = "ema" if method != "calibrated" else ("calibration" if routed else config.expert_mixing)
     measured_on = "the calibration text"
     if calibration is None:
         calibration, measured_on = [random_batch(model)], "random token ids (no calibration text given)"
-    calibration = list(calibration)
+    fitted = calibration = list(calibration)
     if not calibration:
         raise ValueError("calibration=[] is not allowed: it must hold at least one batch.")
-    group_weights = resolve_weights(model, weights, calibration)
+    if method == "calibrated" and len(calibration) >= HOLD_OUT:
+        fitted = [batch for i, batch in enumerate(calibration, 1) if i % HOLD_OUT]
+        calibration = calibration[HOLD_OUT - 1 :: HOLD_OUT]
+        measured_on = "the part of the calibration text that was not fitted to"
+    group_weights = resolve_weights(model, weights, fitted)
 
-    merged: dict[int, Experts] = {}
-    groups: list[GroupReport] = []
-    with torch.no_grad():
-        for k in config.modulated_groups:
-            mlp: MoLFeedForward = model.base_model.groups[k].mlp
-            experts = Experts(*(factor.detach().double() for factor in mlp.experts[:4]), mlp.scaling)
-            result = MERGE_METHODS[method](experts, group_weights[k].double(), rank)
-            merged[k] = result.expert
-            final_rank = result.expert.A_in.shape[1]
-            groups.append(GroupReport(k, group_weights[k].tolist(), final_rank, result.energy_in, result.energy_out))
+    if method == "calibrated":
+        results = merge_calibrated(model, group_weights, fitted, rank)
+    else:
+        settings = MergeSettings(rank, density)
+        results: dict[int, MergedExpert] = {
+            k: merge_factors(method, model.base_model.groups[k].mlp.experts, group_weights[k], settings)
+            for k in config.modulated_groups
+        }
+    merged = {k: result.expert for k, result in results.items()}
+    groups = [
+        GroupReport(k, group_weights[k].tolist(), result.expert.A_in.shape[1], result.energy_in, result.energy_out)
+        for k, result in results.items()
+    ]
     base = without_experts(model) if config.mol_positions == "all" else None
     new_model = fold(base, merged) if base is not None else with_one_expert(model, merged)
     report = MergeReport(
@@ -322,12 +347,7 @@ def measure_usage(model: PreTrainedModel, batches: list[dict]) -> dict[int, torc
     config = model.config
     encoder, was_training = model.base_model, model.training
     encoder.eval()
-    calls = [
-        layer // config.group_depth
-        for layer in range(config.num_hidden_layers)
-        if layer // config.group_depth in config.modulated_groups
-        and config.is_modulated_position(layer % config.group_depth)
-    ]
+    calls = [layer // config.group_depth for layer in config.modulated_layers]
     total, num_tokens = 0, 0
     for batch in batches:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
@@ -395,23 +415,16 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
     was_training = model.training
     model.eval()
     sums = {k: torch.zeros(3, dtype=torch.float64) for k in report.experts}  # |merged - routed|^2, ...
-    handles = []
-    for k in report.experts:
-        merged_mlp = report.model.base_model.groups[k].mlp
 
-        def compare(mlp, args, output, k=k, merged_mlp=merged_mlp):
-            x, position = args[0], args[1]
-            if not mlp.is_modulated[position]:
-                return
-            routed = output[0].double()[real]
-            merged, shared = (out.double()[real] for out in (merged_mlp(x, position)[0], mlp.plain_forward(x)))
-            for i, difference in enumerate((merged - routed, routed, routed - shared)):
-                sums[k][i] += difference.square().sum().cpu()
+    def compare(group, mlp, position, x, output):
+        routed = output.double()
+        merged = report.model.base_model.groups[group].mlp(x, position)[0].double()
+        shared = mlp.plain_forward(x).double()
+        for i, difference in enumerate((merged - routed, routed, routed - shared)):
+            sums[group][i] += difference.square().sum().cpu()
 
-        handles.append(model.base_model.groups[k].mlp.register_forward_hook(compare))
     output_sums, losses = torch.zeros(2, dtype=torch.float64), []
-    real = None  # (rows, length) booleans of the batch at hand
-    try:
+    with mixture_calls(model, compare):
         for batch in batches:
             mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
             real = mask.reshape(-1, mask.shape[-1]).bool()
@@ -421,10 +434,7 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
             output_sums += torch.stack([(merged - routed).square().sum(), routed.square().sum()]).cpu()
             if getattr(before, "loss", None) is not None:
                 losses.append((before.loss.item(), after.loss.item()))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
+    model.train(was_training)
     for group in report.groups:
         difference, routed, experts_part = sums[group.group].sqrt().tolist()
         group.relative_error = difference / routed if routed else 0.0
@@ -443,11 +453,25 @@ class MergeArguments:
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
     output_dir: str = field(metadata={"help": "Gets adapter/, base/, folded/ and merge_report.{json,md}."})
-    weights: str = field(
-        default="ema", metadata={"help": "uniform, ema, calibration, or one number per expert: 0.5,0.5,..."}
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "uniform, ema (default), calibration, or one number per expert: 0.5,0.5,... None with calibrated."
+        },
     )
-    method: str = field(default="linear", metadata={"help": "linear (exact sum) or svd (best rank-r approximation)."})
-    rank: int | None = field(default=None, metadata={"help": "Rank of the merged adapter, for svd."})
+    method: str = field(
+        default="linear",
+        metadata={
+            "help": "linear (exact sum), svd (its best approximation of a rank), ties, dare, or calibrated (least "
+            "squares on the calibration file)."
+        },
+    )
+    rank: int | None = field(
+        default=None, metadata={"help": "Rank of the merged adapter; by default lora_rank for svd, else E times that."}
+    )
+    density: float | None = field(
+        default=None, metadata={"help": f"Share of each delta that ties and dare keep (default {DENSITY})."}
+    )
     calibration_file: str | None = field(
         default=None, metadata={"help": "Text, one sentence a line: measures usage, errors and masked-LM loss."}
     )
@@ -468,17 +492,24 @@ def parse_weights(text: str, flag: str = "--weights", names: Sequence[str] = WEI
         ) from None
 
 
-def calibration_batches(file: str, model: PreTrainedModel, tokenizer, batch_size: int = 16) -> list[dict]:
-    """Batches of the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked."""
+def text_batches(
+    file: str, model: PreTrainedModel, tokenizer, batch_size: int = 16, flag: str = "--calibration_file"
+) -> list[dict]:
+    """
+    Batches of the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked.
+
+    Raises:
+        UserError: names the flag; the file is not there, is no UTF-8 text, or is empty.
+    """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"--calibration_file {file}: no such file.")
+        raise UserError(f"{flag} {file}: no such file.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"--calibration_file {file}: not UTF-8 text (byte {error.start}).") from None
+        raise UserError(f"{flag} {file}: not UTF-8 text (byte {error.start}).") from None
     if not lines:
-        raise UserError(f"--calibration_file {file}: holds no text.")
+        raise UserError(f"{flag} {file}: holds no text.")
     masked_lm = hasattr(model, "decoder")
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0) if masked_lm else None
     batches = []
@@ -494,12 +525,17 @@ def main() -> None:
     check_replaceable(arguments.output_dir, WRITTEN)
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id.")
-    if arguments.method not in MERGE_METHODS:
-        raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(MERGE_METHODS)}.")
+    if arguments.method not in METHODS:
+        raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(METHODS)}.")
+    if arguments.method == "calibrated" and not arguments.calibration_file:
+        raise UserError("--method calibrated needs --calibration_file.")
     if arguments.save not in SAVES:
         raise UserError(f"--save {arguments.save} is not allowed: it must be one of {', '.join(SAVES)}.")
-    weights = parse_weights(arguments.weights)
+    weights = None if arguments.weights is None else parse_weights(arguments.weights)
     model = load_model(arguments.model_name_or_path)
+    # Half precision would add its rounding to the errors, and processors without it take many times longer.
+    dtype = model.dtype
+    model = model.float()
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:
         if arguments.calibration_file:
@@ -507,10 +543,12 @@ def main() -> None:
         logger.warning("No tokenizer found beside the model: the output will have none either.")
     calibration = None
     if arguments.calibration_file:
-        calibration = calibration_batches(arguments.calibration_file, model, tokenizer)
+        calibration = text_batches(arguments.calibration_file, model, tokenizer)
     try:
-        report = merge_experts(model, weights, arguments.method, arguments.rank, calibration)
+        report = merge_experts(model, weights, arguments.method, arguments.rank, calibration, arguments.density)
         report.measure_latency(model, calibration[0] if calibration else random_batch(model))
+        for merged in filter(None, (report.model, report.base)):
+            merged.to(dtype)
         report.save(arguments.output_dir, arguments.save, tokenizer, arguments.hub_model_id)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -20,6 +20,8 @@ EXTRAS = {
 TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"}
 EXTRAS["test"] = sorted(TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels"))))
 
+SUBPACKAGES = ("benchmarks", "diagnostics", "evaluation", "training")
+
 setup(
     name="modernalbert",
     version="0.1.0",
@@ -28,7 +30,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modernalbert", "modernalbert.evaluation", "modernalbert.training", "modernalbert.benchmarks"],
+    packages=[
+        "modernalbert",
+        *(f"modernalbert.{part}" for part in ("benchmarks", "diagnostics", "evaluation", "training")),
+    ],
     package_dir={"modernalbert": "."},
     package_data={
         "modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]

@@ -23,6 +23,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     ffn, sweep, encoder, memory
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
+    merging   experiments/results/merging.json: what `experiments/merging.py` measured
     recipe    configs/pretraining/*.json, with what they cost in arithmetic
 
 A file of tasks is a list of rows, objects with
@@ -298,6 +299,32 @@ def memory_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def merging_table(file: Path) -> str:
+    """A line for each way of merging; for each set the errors that it leaves, and the accuracy."""
+    rows = json.loads(file.read_text("utf-8"))
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    header = ["way", "rank"]
+    for data in sets:
+        header += [f"{data}: error of FFNs", "of the output", "same prediction", "accuracy"]
+    body = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        found = {row["data"]: row for row in rows if row["way"] == way}
+        ranks = {str(row.get("rank", "")) for row in found.values()}
+        line = [way, "/".join(sorted(ranks))]
+        for data in sets:
+            row = found.get(data, {})
+            errors = ", ".join(f"{100 * error:.1f} %" for error in row.get("ffn_errors", ()))
+            rest = (
+                f"{100 * row[name]:.1f} %" if name in row else "" for name in ("output_error", "agreement", "accuracy")
+            )
+            line += [errors, *rest]
+        body.append(line)
+    return markdown(header, body)
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 # Of an H100 in bfloat16; what the recipes are written for; what we aim at.
@@ -360,6 +387,7 @@ def main() -> None:
         "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
+        "merging": lambda: merging_table(RESULTS / "merging.json"),
         "recipe": recipe_table,
     }
     for name in arguments.documents:

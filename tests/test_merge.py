@@ -249,6 +249,27 @@ def test_command_line(tmp_path, nano_tokenizer, monkeypatch, capsys):
     assert not any("mol_" in name for name in state)
     code, _, _ = run_command(monkeypatch, capsys, merge_command, *places, "--save", "folded")
     assert code == 0 and not (tmp_path / "out/adapter").exists()
+    how = ("--method", "calibrated", "--calibration_file", tmp_path / "text.txt", "--rank", "6")
+    code, _, error = run_command(monkeypatch, capsys, merge_command, *places, *how)
+    assert code == 0, error
+    report = json.loads((tmp_path / "out/merge_report.json").read_text())
+    assert (report["method"], report["weights"], report["rank"]) == ("calibrated", "calibration", 6)
+
+
+def test_a_half_precision_model_is_merged_in_float32_and_saved_as_it_was(tmp_path, nano_tokenizer, monkeypatch, capsys):
+    model = set_usage(tiny_model(ModernALBERTForMaskedLM, vocab_size=30522, pad_token_id=0)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    nano_tokenizer.save_pretrained(tmp_path / "model")
+    places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
+    code, _, error = run_command(monkeypatch, capsys, merge_command, *places, "--weights", "0.4,0.3,0.2,0.1")
+    assert code == 0, error
+    state = load_file(tmp_path / "out/folded/model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    expected = merge_experts(model.float(), [0.4, 0.3, 0.2, 0.1])
+    weight = expected.model.model.groups[1].mlp.Wi.weight
+    assert torch.equal(state["model.groups.1.mlp.Wi.weight"], weight.bfloat16())
+    report = json.loads((tmp_path / "out/merge_report.json").read_text())
+    assert report["relative_error_of_output"] == pytest.approx(expected.relative_error_of_output, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,9 @@ def test_command_line(tmp_path, nano_tokenizer, monkeypatch, capsys):
         (["--model_name_or_path", "{tmp}/nothing"], "nothing: cannot be loaded"),
         (["--weights", "mean"], "--weights mean is not allowed"),
         (["--weights", "0.5,0.5"], "4 finite numbers"),
-        (["--method", "x"], "--method x is not allowed"),
+        (["--method", "x"], "--method x is not allowed: it must be one of linear, svd, ties, dare, calibrated"),
+        (["--method", "calibrated"], "--method calibrated needs --calibration_file"),
+        (["--method", "ties", "--density", "2"], "density=2.0 is not allowed"),
         (["--save", "x"], "--save x is not allowed"),
         (["--output_dir", "{tmp}/full"], "is not empty"),
         (["--output_dir", "{tmp}/file"], "is a file"),

@@ -11,10 +11,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from small_models import REPOSITORY, run_command, tiny_model
 
-from modernalbert import ModernALBERTForMaskedLM
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks import __main__ as benchmarks
 from modernalbert.benchmarks.timing import summarise, time_in_turn
 from modernalbert.evaluation.glue import GLUE_TASKS
@@ -305,6 +306,48 @@ def test_the_documentation_equals_the_measured_files(experiment, monkeypatch, ca
     assert REPOSITORY / "README.md" in documents
     code, _, error = run_command(monkeypatch, capsys, module.command, "--check", "--documents", *documents)
     assert code == 0, error
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_tokenizer, monkeypatch, capsys):
+    module, tables = experiment("merging"), experiment("document_tables")
+    model = tiny_model(ModernALBERTForSequenceClassification, vocab_size=30522, pad_token_id=0, num_labels=2)
+    model.save_pretrained(tmp_path / "model")
+    nano_tokenizer.save_pretrained(tmp_path / "model")
+    texts = ("a dull film", "a great film with a great cast", "nothing here is good", "watch it twice")
+    for name, repeats in (("train", 48), ("validation", 3)):
+        rows = [{"sentence": f"{text} {i}", "label": i % 2} for i in range(repeats) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model_name_or_path", tmp_path / "model", "--output_file", tmp_path / "merging.json"]
+    for name in ("train", "validation"):
+        arguments += [f"--{name}_file", tmp_path / f"{name}.jsonl"]
+    (tmp_path / "merging.json").write_text(json.dumps([{"data": "other", "way": "routed", "accuracy": 0.5}]))
+    code, _, error = run_command(
+        monkeypatch, capsys, module.command, *arguments, "--data", "films", "--task_name", "sst2"
+    )
+    assert code == 0, error
+    rows = json.loads((tmp_path / "merging.json").read_text())
+    assert [row["way"] for row in rows if row["data"] == "films"] == ["routed", *module.WAYS]
+    by_way = {row["way"]: row for row in rows if row["data"] == "films"}
+    assert by_way["calibrated"]["rank"] == 16 and by_way["calibrated, rank r"]["rank"] == 4
+    average = by_way["calibration, linear"]["ffn_errors"]
+    assert all(ours < theirs for ours, theirs in zip(by_way["calibrated"]["ffn_errors"], average))
+    # Measured on the validation rows alone, again.
+    report = module.merge_experts(model, "uniform", calibration=[{"input_ids": torch.arange(3, 39).view(2, 18)}])
+    task = module.GLUE_TASKS["sst2"]
+    judged = module.batches(module.load_task_file(str(tmp_path / "validation.jsonl"), task), nano_tokenizer)
+    module.measure_errors(report, model, judged)
+    assert by_way["uniform, linear"]["output_error"] == pytest.approx(report.relative_error_of_output, abs=1e-5)
+    correct = (module.predict(report.model, judged) == torch.tensor([i % 2 for i in range(3) for _ in texts])).sum()
+    assert by_way["uniform, linear"]["accuracy"] == pytest.approx(correct.item() / 12)
+    lines = tables.merging_table(tmp_path / "merging.json").splitlines()
+    assert lines[2].startswith("| routed |  |  |  |  | 50.0 % |") and len(lines) == 3 + len(module.WAYS)
+    code, _, error = run_command(
+        monkeypatch, capsys, module.command, *arguments, "--data", "films", "--task_name", "stsb"
+    )
+    assert code == 2 and "--task_name stsb is not allowed" in error
 
 
 # --- benchmarks ------------------------------------------------------------------------------------------------------

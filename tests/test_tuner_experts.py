@@ -116,11 +116,16 @@ def test_weights_come_from_statistics_or_calibration_and_ranks_from_the_method()
     report = model.merge_experts("uniform", "svd", 5, new_adapter_name="small")
     assert report.rank == 5 == model.peft_config["small"].r
     assert all(0 < kept < 1 for pair in report.energy_kept.values() for kept in pair)
+    for method in ("ties", "dare"):
+        report = model.merge_experts("uniform", method, new_adapter_name=method, density=0.7)
+        assert report.method == method and report.rank == 4 * model.peft_config["default"].r
+        assert report.relative_error_of_output > 0
     for arguments, message in (
         ({"weights": "most"}, "weights='most' is not allowed"),
         ({"weights": [1, 2]}, "must be 4 finite numbers"),
         ({"weights": "calibration"}, "without calibration batches"),
-        ({"method": "ties"}, "method='ties' is not allowed"),
+        ({"method": "calibrated"}, "method='calibrated' is not allowed"),
+        ({"density": 0.5}, "density=0.5 is not allowed with method='linear'"),
         ({"rank": 3}, "rank=3 is not allowed"),
         ({"adapter_name": "nobody"}, "the adapters are 'default'"),
         ({"new_adapter_name": "ema"}, "there is an adapter of that name"),

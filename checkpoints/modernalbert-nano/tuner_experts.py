@@ -34,7 +34,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_peft_available
 
-from .merge_methods import MERGE_METHODS, MergedExpert
+from .merge_methods import MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
 from .modeling_mol import Experts, summarise_routing
 from .routing_observer import RoutingObserver, mol_layers, token_mask
 
@@ -106,23 +106,25 @@ def merge_experts(
     adapter_name: str | None = None,
     new_adapter_name: str | None = None,
     calibration: Sequence[dict] | None = None,
+    density: float | None = None,
 ) -> MoLMergeReport:
     """
-    Replace an adapter's E experts by one, Delta = sum_e w_e Delta_e, which is a LoRA on all projections of the FFN.
+    Replace an adapter's E experts by one LoRA on all projections of the FFN, by default Delta = sum_e w_e Delta_e.
 
-    Exact for one expert, and where the adapter ran with `expert_mixing="ema"` or "uniform" and is merged with the same
-    weights; otherwise the routing depended on the token, and the report measures what is lost.
+    That is exact for one expert, and where the adapter ran with `expert_mixing="ema"` or "uniform" and is merged with
+    the same weights; otherwise the routing depended on the token, and the report measures what is lost.
 
     Args:
         weights: "uniform" (1/E), "ema" (the moving average of the routing), "calibration" (mean routing weights on the
             calibration batches), or E numbers.
-        method: "linear" (exact sum, rank E r) or "svd" (best of `rank`, by default r).
+        method: "linear" (exact sum, rank E r), "svd" (best of `rank`, by default r), "ties" or "dare".
         adapter_name: Which adapter; None = the active one.
         new_adapter_name: Keep it, and add the merged one under this name; None = in its place.
         calibration: Batches of model inputs to measure on; None = random inputs, and the report says so.
+        density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
 
     Raises:
-        ValueError: there is no such adapter, or weights, method or rank are not allowed.
+        ValueError: there is no such adapter, or weights, method, rank or density are not allowed.
     """
     adapter_name = find_adapter(tuner, adapter_name)
     if new_adapter_name in tuner.peft_config:
@@ -134,13 +136,12 @@ def merge_experts(
         raise ValueError(f"adapter_name={adapter_name!r} is not allowed: it is merged into the base; unmerge it first.")
     batches, measured_on = measuring_batches(tuner.model, calibration)
     layer_weights = resolve_weights(tuner, weights, adapter_name, layers, calibration)
+    settings = MergeSettings(rank, density)
     merged: dict[str, MergedExpert] = {}
     with only(tuner.model, adapter_name):
         before = measure(tuner.model, batches)
         for name, layer in layers.items():
-            experts = layer.experts(adapter_name, torch.float64)
-            experts = Experts(*(factor.detach() for factor in experts[:4]), experts.scaling)
-            merged[name] = MERGE_METHODS[method](experts, layer_weights[name].double(), rank)
+            merged[name] = merge_factors(method, layer.experts(adapter_name), layer_weights[name], settings)
     new_rank = next(iter(merged.values())).expert.A_in.shape[1]
     target = new_adapter_name or adapter_name
     config = replace(

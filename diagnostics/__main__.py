@@ -1,0 +1,59 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A routing report on a text: `python -m modernalbert.diagnostics --model_name_or_path M --text_file F --output_dir O`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from modernalbert.command_line import UserError, check_replaceable, parse_arguments, run
+from modernalbert.diagnostics.routing_report import WRITTEN, RoutingReport
+from modernalbert.hub import load_model, load_tokenizer
+from modernalbert.merge_experts import text_batches
+
+
+@dataclass
+class DiagnosticsArguments:
+    """Where a ModernALBERT's routers send the tokens of a text, and how different its experts are."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
+    text_file: str = field(metadata={"help": "Text, one sentence a line."})
+    output_dir: str = field(metadata={"help": "Gets routing_report.json, .md and .png."})
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(DiagnosticsArguments, description=DiagnosticsArguments.__doc__)
+    check_replaceable(arguments.output_dir, WRITTEN)
+    model = load_model(arguments.model_name_or_path)
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    if tokenizer is None:
+        raise UserError(f"--text_file needs a tokenizer, and {arguments.model_name_or_path} has none.")
+    encoder = model.base_model.float()  # no words are masked for an encoder; half precision is slow on processors
+    batches = text_batches(arguments.text_file, encoder, tokenizer, flag="--text_file")
+    try:
+        report = RoutingReport.measure(
+            encoder, tqdm(batches, desc="Routing", unit="batch"), tokenizer, Path(arguments.text_file).name
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    report.save(arguments.output_dir)
+    print(report.to_markdown())
+    print(f"Written to {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,328 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where the routers of a Mixture of LoRAs send the tokens of a text, and how different the experts are."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modernalbert.command_line import atomic_folder
+from modernalbert.modeling_mol import Experts, expert_mask, route
+
+
+# What `save` writes, and may therefore replace.
+WRITTEN = ("routing_report.json", "routing_report.md", "routing_report.png")
+# A token is shown as an expert's only if it was seen so often; so many are shown.
+MIN_COUNT, NUM_TOKENS = 5, 8
+
+
+@dataclass
+class RouterUse:
+    """
+    One layer's routing. H is an entropy as a share of log E, q the weights that mix the experts.
+
+    Attributes:
+        layer, group: 0-based.
+        usage: (E) mean q of each expert; they sum to 1.
+        slots: (E) share of the k slots of all tokens that each expert holds.
+        probability_entropy: Mean over tokens of H(softmax): 1 = the router does not know, 0 = it is certain.
+        usage_entropy: H(usage): 1 = all experts alike, 0 = one has everything.
+        token_dependence: H(usage) less the mean over tokens of H(q), what a token says about its experts: 0 where all
+            tokens are mixed alike, so that merging with these weights loses nothing; at most H(usage).
+        balance_loss: Switch's, 1 when balanced.
+        chosen_together: (E, E) share of the tokens that have both experts among their k.
+    """
+
+    layer: int
+    group: int
+    usage: list[float]
+    slots: list[float]
+    probability_entropy: float
+    usage_entropy: float
+    token_dependence: float
+    balance_loss: float
+    chosen_together: list[list[float]]
+
+
+@dataclass
+class GroupExperts:
+    """
+    The experts of one group.
+
+    Attributes:
+        moving_average: (E) of the routing in training, which an "ema" merge uses; a mean over positions where each has
+            its own.
+        similarity: (E, E) cosines between experts' deltas, both projections taken together.
+        relative_norm: (E) Frobenius norms of the deltas, as shares of that of the shared weights.
+        tokens: For each expert the tokens that weigh most for it, with their mean q; None without a tokenizer.
+    """
+
+    group: int
+    moving_average: list[float]
+    similarity: list[list[float]]
+    relative_norm: list[float]
+    tokens: list[list[tuple[str, float]]] | None
+
+
+@dataclass
+class RoutingReport:
+    """What the routers of a ModernALBERT do with a text; see `measure`, and `save` for what comes of it."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    num_tokens: int
+    measured_on: str
+    layers: list[RouterUse]
+    groups: list[GroupExperts]
+
+    @classmethod
+    @torch.no_grad()
+    def measure(
+        cls,
+        model: PreTrainedModel,
+        batches: Iterable[dict],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        measured_on: str = "the given text",
+    ) -> "RoutingReport":
+        """
+        Run a text through the encoder, in evaluation mode, and look at every router.
+
+        Args:
+            model: A ModernALBERT with `ffn_modulation="mol"` and more than one expert, with any head.
+            batches: Dictionaries with `input_ids` (..., sequence) and, where there is padding, `attention_mask`; other
+                entries are not used. Padding counts nowhere.
+            tokenizer: Names the experts' tokens.
+            measured_on: What the text is, for the report.
+
+        Raises:
+            ValueError: the model has no routers, or there is no text.
+        """
+        config = model.config
+        if getattr(config, "ffn_modulation", None) != "mol" or config.num_experts < 2:
+            found = getattr(config, "ffn_modulation", None), getattr(config, "num_experts", None)
+            raise ValueError(
+                f"ffn_modulation={found[0]!r} with num_experts={found[1]} is not allowed: a routing report needs a "
+                "Mixture of LoRAs ('mol') of at least 2 experts."
+            )
+        encoder, was_training = model.base_model, model.training
+        encoder.eval()
+        layers = config.modulated_layers
+        tallies = [_Tally(config.num_experts, config.num_experts_per_tok) for _ in layers]
+        by_token = {
+            k: torch.zeros(config.vocab_size, config.num_experts + 1, dtype=torch.float64)
+            for k in config.modulated_groups
+        }
+        for batch in batches:
+            ids = batch["input_ids"].flatten(0, -2)
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).flatten(0, -2)
+            router_logits = encoder(input_ids=ids, attention_mask=mask, output_router_logits=True).router_logits
+            real = mask.bool().cpu()
+            tokens = ids.cpu()[real]
+            for layer, tally, logits in zip(layers, tallies, router_logits):
+                gates = tally.add(logits.cpu()[real])
+                counted = torch.nn.functional.pad(gates, (0, 1), value=1.0)  # the last column counts
+                by_token[layer // config.group_depth].index_add_(0, tokens, counted)
+        model.train(was_training)
+        if not tallies[0].num_tokens:
+            raise ValueError("batches hold no tokens: a routing report needs a text.")
+        return cls(
+            num_experts=config.num_experts,
+            num_experts_per_tok=config.num_experts_per_tok,
+            num_tokens=tallies[0].num_tokens,
+            measured_on=measured_on,
+            layers=[tally.result(layer, layer // config.group_depth) for layer, tally in zip(layers, tallies)],
+            groups=[
+                GroupExperts(
+                    k,
+                    *describe_experts(encoder.groups[k].mlp),
+                    None if tokenizer is None else favourites(by_token[k], len(layers) // len(by_token), tokenizer),
+                )
+                for k in config.modulated_groups
+            ],
+        )
+
+    @property
+    def idle_experts(self) -> list[tuple[int, int]]:
+        """(layer, expert) of each expert with less than a quarter of an even share of a layer's routing weight."""
+        floor = 1 / (4 * self.num_experts)
+        return [(use.layer, e) for use in self.layers for e, share in enumerate(use.usage) if share < floor]
+
+    def to_dict(self) -> dict:
+        """The figures, ready for JSON."""
+        return asdict(self) | {"idle_experts": self.idle_experts}
+
+    def to_markdown(self) -> str:
+        """A section for a model card."""
+        lines = [
+            "## Routing",
+            "",
+            f"{self.num_tokens:,} tokens of {self.measured_on}; {self.num_experts} experts, "
+            f"{self.num_experts_per_tok} per token. Entropies are shares of log {self.num_experts}. Token dependence: "
+            "what a token says about its experts, 0 where merging loses nothing.",
+            "",
+            "| layer | group | usage, least to most | entropy of usage | entropy of the router | token dependence | "
+            "balance loss |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for use in self.layers:
+            lines.append(
+                f"| {use.layer} | {use.group} | {min(use.usage):.3f} to {max(use.usage):.3f} | {use.usage_entropy:.3f} "
+                f"| {use.probability_entropy:.3f} | {use.token_dependence:.3f} | {use.balance_loss:.3f} |"
+            )
+        idle = ", ".join(f"{expert} in layer {layer}" for layer, expert in self.idle_experts) or "none"
+        lines += ["", f"Experts with less than a quarter of an even share: {idle}.", ""]
+        lines += ["| group | expert | norm of its delta | nearest expert | its tokens |", "|---|---|---|---|---|"]
+        for group in self.groups:
+            for e, row in enumerate(group.similarity):
+                cosine, nearest = max((value, other) for other, value in enumerate(row) if other != e)
+                words = "" if group.tokens is None else " ".join(_cell(token) for token, _ in group.tokens[e])
+                lines.append(
+                    f"| {group.group} | {e} | {100 * group.relative_norm[e]:.1f} % | {nearest} (cosine {cosine:.2f}) "
+                    f"| {words} |"
+                )
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `routing_report.json`, `.md` and, where matplotlib is installed, `.png`; a complete folder or none."""
+        folder = Path(folder)
+        with atomic_folder(folder, replaceable=WRITTEN) as temporary:
+            (temporary / "routing_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            (temporary / "routing_report.md").write_text(self.to_markdown(), encoding="utf-8")
+            self.plot(temporary / "routing_report.png")
+        return folder
+
+    def plot(self, file: str | Path) -> bool:
+        """Usage, entropies and the similarity of experts. False, and no file, where matplotlib is not installed."""
+        try:
+            import matplotlib
+        except ImportError:
+            return False
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        count = 2 + len(self.groups)
+        figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 4.2), layout="constrained")
+        usage = axes[0].imshow([use.usage for use in self.layers], vmin=0, aspect="auto", cmap="viridis")
+        figure.colorbar(usage, ax=axes[0], label=f"mean weight (even: {1 / self.num_experts:.3f})")
+        names = [str(use.layer) for use in self.layers]
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set(title="Usage of experts", xlabel="expert", ylabel="layer")
+
+        for name in ("usage_entropy", "probability_entropy", "token_dependence"):
+            values = [getattr(use, name) for use in self.layers]
+            axes[1].plot(names, values, marker="o", label=name.replace("_", " "))
+        axes[1].set(title="Routing", xlabel="layer", ylabel=f"share of log {self.num_experts}", ylim=(0, 1.05))
+        axes[1].legend()
+
+        for axis, group in zip(axes[2:], self.groups):
+            image = axis.imshow(group.similarity, vmin=-1, vmax=1, cmap="RdBu_r")
+            axis.set(title=f"Cosine between experts, group {group.group}", xlabel="expert", ylabel="expert")
+        figure.colorbar(image, ax=axes[-1])
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+        return True
+
+
+class _Tally:
+    """Sums over the tokens of one layer."""
+
+    def __init__(self, num_experts: int, num_experts_per_tok: int):
+        self.num_experts, self.k = num_experts, num_experts_per_tok
+        self.num_tokens = 0
+        self.usage = self.slots = self.entropy = self.gate_entropy = self.balance = self.pairs = 0.0
+        self.probabilities = 0.0
+
+    def add(self, router_logits: torch.Tensor) -> torch.Tensor:
+        """Count (T, E) logits, and return the gates (T, E) float64, 0 for experts that are not chosen."""
+        probabilities, q, experts = route(router_logits.double(), self.k)
+        chosen = expert_mask(experts, self.num_experts).double()
+        gates = (chosen * q.unsqueeze(-1)).sum(dim=-2)
+        held = chosen.sum(dim=-2)
+        self.num_tokens += len(gates)
+        self.usage = self.usage + gates.sum(dim=0)
+        self.slots = self.slots + held.sum(dim=0)
+        self.probabilities = self.probabilities + probabilities.sum(dim=0)
+        self.pairs = self.pairs + held.T @ held
+        self.entropy += _entropy(probabilities).sum().item()
+        self.gate_entropy += _entropy(gates).sum().item()
+        return gates
+
+    def result(self, layer: int, group: int) -> RouterUse:
+        usage, slots = self.usage / self.num_tokens, self.slots / (self.num_tokens * self.k)
+        spread = _entropy(usage).item()
+        return RouterUse(
+            layer=layer,
+            group=group,
+            usage=usage.tolist(),
+            slots=slots.tolist(),
+            probability_entropy=self.entropy / self.num_tokens,
+            usage_entropy=spread,
+            token_dependence=spread - self.gate_entropy / self.num_tokens,
+            balance_loss=(self.num_experts * slots @ (self.probabilities / self.num_tokens)).item(),
+            chosen_together=(self.pairs / self.num_tokens).tolist(),
+        )
+
+
+def _entropy(p: torch.Tensor) -> torch.Tensor:
+    """(..., E) distributions -> (...) entropies, as shares of log E."""
+    return torch.special.entr(p).sum(dim=-1) / math.log(p.shape[-1])
+
+
+def _cell(token: str) -> str:
+    """A token as code in a markdown table."""
+    token = token.replace("|", "\\|")
+    return f"`` {token} ``" if "`" in token else f"`{token}`"
+
+
+def describe_experts(mlp) -> tuple[list[float], list[list[float]], list[float]]:
+    """Of a routed FFN: moving average (E), cosines between deltas (E, E), and their norms relative to the FFN's (E)."""
+    experts: Experts = mlp.experts
+    products = sum(
+        _inner_products(A.double(), B.double())
+        for A, B in ((experts.A_in, experts.B_in), (experts.A_out, experts.B_out))
+    )
+    norms = products.diagonal().sqrt()
+    # An expert that is still zero resembles none.
+    cosines = products / (norms[:, None] * norms).clamp(min=torch.finfo(torch.float64).tiny)
+    shared = sum(layer.weight.double().square().sum() for layer in (mlp.Wi, mlp.Wo)).sqrt()
+    average = mlp.mol_usage if mlp.mol_usage.dim() == 1 else mlp.mol_usage.mean(dim=0)
+    return average.tolist(), cosines.tolist(), (experts.scaling * norms / shared).tolist()
+
+
+def _inner_products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Of (E, r, x) and (E, y, r): <B_i A_i, B_j A_j> for all i, j, without building a delta."""
+    return torch.einsum("irx,jsx,iyr,jys->ij", A, A, B, B)
+
+
+def favourites(by_token: torch.Tensor, uses: int, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
+    """
+    The tokens that weigh most for each expert.
+
+    Args:
+        by_token: (vocabulary, E + 1) sums of q by token, and counts.
+        uses: How often the group's FFN works on each token of the text.
+    """
+    counts = by_token[:, -1]
+    seen = (counts >= MIN_COUNT * uses).nonzero().flatten()
+    means = by_token[seen, :-1] / counts[seen, None]
+    order = means.argsort(dim=0, descending=True, stable=True)[:NUM_TOKENS].T
+    return [
+        [(tokenizer.convert_ids_to_tokens(seen[i].item()), means[i, e].item()) for i in row]
+        for e, row in enumerate(order)
+    ]
