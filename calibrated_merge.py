@@ -20,12 +20,12 @@ projection, starting from the average D = sum_e w_e Delta_e:
 1. Delta_in is the ridge regression of the pre-activations that routing mixes, sum_e q_e(x) Delta_in,e x, on x;
 2. Delta_out that of what the routed FFN puts out, less P_out u, on the u that the merged Delta_in now gives.
 
-Both are shrunk towards D, so that little text, and tokens whose routing does not depend on them, leave D as it is; both
-are cut to a rank in the metric of their inputs, which is the best that rank can do for the same sum of squares.
+Both are shrunk towards D, the more the less text there is; both are cut to a rank in the metric of their inputs, which
+is the best that rank can do for the same squares.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,18 +35,20 @@ from modernalbert.merge_methods import MergedExpert, default_rank, split_evenly
 from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts, expert_mask, route
 
 
-# Of the mean square of the inputs: the weight of staying with the average (measured: docs/merging.md).
-RIDGE = 0.1
+# The weight of staying with the average, relative to the mean square of the inputs: with much text, and for each input
+# that a token has to speak for (chosen on nano, fine-tuned on SICK, and on small random models).
+RIDGE, RIDGE_PER_INPUT = 0.1, 3.0
 
 
 @contextmanager
-def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[None]:
+def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """
-    While open, each use of a mixture in a forward calls `visit(group, mlp, position, x, output)`.
+    While open, the model is in evaluation mode, and each use of a mixture in a forward calls
+    `visit(group, mlp, position, x, output)` with x and output (T, d), the real tokens alone.
 
-    x and output are (T, d), the real tokens alone.
+    Yields:
+        What takes the real tokens of the last forward from any (rows, sequence, ...) -> (T, ...).
     """
-    encoder = model.base_model
     real: torch.Tensor | None = None
 
     def remember_padding(module, args, kwargs):
@@ -55,7 +57,7 @@ def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[None]:
         real = mask.bool() if getattr(mask, "ndim", 0) == 2 else None
 
     def tokens(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(0, -2) if real is None else x[real.to(x.device)]
+        return x.flatten(0, 1) if real is None else x[real.to(x.device)]
 
     def call(group: int) -> Callable:
         def hook(mlp, args, output):
@@ -64,47 +66,16 @@ def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[None]:
 
         return hook
 
+    encoder, was_training = model.base_model, model.training
     handles = [encoder.register_forward_pre_hook(remember_padding, with_kwargs=True)]
     handles += [encoder.groups[k].mlp.register_forward_hook(call(k)) for k in model.config.modulated_groups]
+    model.eval()
     try:
-        yield
+        yield tokens
     finally:
+        model.train(was_training)
         for handle in handles:
             handle.remove()
-
-
-class RidgeRegression:
-    """
-    A linear map x (T, n) -> y (T, m) from sums over tokens, so that no token is kept.
-
-    Sums are float64; their terms are computed in the tokens' precision.
-    """
-
-    def __init__(self):
-        self.gram = self.cross = 0.0  # (n, n), (m, n)
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.gram = self.gram + (x.T @ x).double()
-        self.cross = self.cross + (y.T @ x).double()
-
-    def solve(self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float):
-        """
-        The map of rank r that minimises |(B A - B0 A0) x - y|^2 + ridge mean|x|^2 |B A - B0 A0|^2.
-
-        Args:
-            prior: (A0 (R, n), B0 (m, R)) float64; y is what is left after it.
-
-        Returns:
-            A (r, n), B (m, r), and the share of the squares that the rank keeps.
-        """
-        size = len(self.gram)
-        # Where nothing was seen, any positive number keeps the prior.
-        strength = ridge * self.gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-        metric = self.gram + strength * torch.eye(size, dtype=torch.float64, device=self.gram.device)
-        root = torch.linalg.cholesky(metric)
-        full = prior[1] @ prior[0] + torch.cholesky_solve(self.cross.T, root).T
-        A, B, energy = split_evenly(*torch.linalg.svd(full @ root, full_matrices=False), rank)
-        return torch.linalg.solve_triangular(root, A, upper=False, left=False), B, energy
 
 
 def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tensor:
@@ -117,31 +88,87 @@ def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
+def measure_usage(model: PreTrainedModel, batches: Sequence[dict]) -> dict[int, torch.Tensor]:
+    """
+    Mean mixing weight per expert (E,) float32 and group, over all uses of the group; all real tokens count alike.
+
+    Raises:
+        ValueError: the batches hold no tokens.
+    """
+    sums = dict.fromkeys(model.config.modulated_groups, 0.0)
+    counts = dict.fromkeys(sums, 0)
+
+    def visit(group, mlp, position, x, output):
+        sums[group] = sums[group] + gates_of(mlp, position, x).double().sum(dim=0).cpu()
+        counts[group] += len(x)
+
+    with mixture_calls(model, visit):
+        for batch in batches:
+            model(**batch)
+    if not all(counts.values()):
+        raise ValueError("calibration is not allowed to be without tokens: there is nothing to measure on.")
+    return {k: (sums[k] / counts[k]).float() for k in sums}
+
+
+class RidgeRegression:
+    """A linear map x (T, n) -> y (T, m) from float64 sums over tokens, so that no token is kept."""
+
+    def __init__(self):
+        self.num_tokens = 0
+        self.gram: torch.Tensor | None = None  # (n, n)
+        self.cross: torch.Tensor | None = None  # (m, n)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """More tokens; what they add is computed in their precision, float32 at least."""
+        x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
+        if self.gram is None:
+            self.gram = x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float64)
+            self.cross = x.new_zeros(y.shape[-1], x.shape[-1], dtype=torch.float64)
+        self.gram.add_(x.T @ x)
+        self.cross.add_(y.T @ x)
+        self.num_tokens += len(x)
+
+    def solve(
+        self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """
+        The map B A of rank r that minimises mean|(B A - B0 A0) x - y|^2 + ridge mean(x^2) |B A - B0 A0|^2.
+
+        Args:
+            prior: (A0 (R, n), B0 (m, R)) float64; y is what is left after it.
+
+        Returns:
+            A (r, n), B (m, r), and the share of the squares that the rank keeps.
+        """
+        metric = self.gram / self.num_tokens
+        metric.diagonal().add_(ridge * metric.diagonal().mean())
+        root = torch.linalg.cholesky(metric)
+        full = prior[1] @ prior[0] + torch.cholesky_solve(self.cross.T / self.num_tokens, root).T
+        A, B, energy = split_evenly(*torch.linalg.svd(full @ root, full_matrices=False), rank)
+        return torch.linalg.solve_triangular(root, A, upper=False, left=False), B, energy
+
+
+@torch.no_grad()
 def merge_calibrated(
-    model: PreTrainedModel,
-    weights: dict[int, torch.Tensor],
-    batches: Iterable[dict],
-    rank: int | None = None,
-    ridge: float = RIDGE,
+    model: PreTrainedModel, weights: dict[int, torch.Tensor], batches: Sequence[dict], rank: int | None = None
 ) -> dict[int, MergedExpert]:
     """
     One expert for each modulated group, fitted to what the group's routed FFN does with the text, at all its layers.
 
     Args:
         model: With `ffn_modulation="mol"`; it is run twice over the batches, in evaluation mode.
-        weights: (E,) by group, of the average that the fit starts from.
+        weights: (E,) by group, of the average that the fit starts from: `measure_usage` on the batches.
         rank: None = E r, that of the exact average.
-        ridge: Weight of staying with the average, relative to the mean square of the inputs.
+
+    Raises:
+        ValueError: the rank is not allowed.
     """
-    config = model.config
-    mixtures: dict[int, MoLFeedForward] = {k: model.base_model.groups[k].mlp for k in config.modulated_groups}
+    mixtures: dict[int, MoLFeedForward] = {k: model.base_model.groups[k].mlp for k in model.config.modulated_groups}
     averages = {}
     for k, mlp in mixtures.items():
         factors = Experts(*(factor.double() for factor in mlp.experts[:4]), mlp.scaling)
         averages[k] = concatenate_experts(factors, weights[k].to(mlp.mol_A_in.device).double())
     rank = default_rank(next(iter(mixtures.values())).experts, rank)
-    was_training = model.training
-    model.eval()
 
     def fit(name: str, samples: Callable) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
         regressions = {k: RidgeRegression() for k in mixtures}
@@ -155,6 +182,7 @@ def merge_calibrated(
         solved = {}
         for k, regression in regressions.items():
             prior = (getattr(averages[k], f"A_{name}")[0], getattr(averages[k], f"B_{name}")[0])
+            ridge = RIDGE + RIDGE_PER_INPUT * prior[0].shape[1] / regression.num_tokens
             solved[k] = regression.solve(prior, rank, ridge)
         return solved
 
@@ -174,16 +202,11 @@ def merge_calibrated(
         average = averages[group]
         return u, output - mlp.Wo(u) - low_rank(u, average.A_out[0], average.B_out[0])
 
-    try:
-        first = fit("in", pre_activations)
-        second = fit("out", outputs)
-    finally:
-        model.train(was_training)
-    return {
-        k: MergedExpert(
-            Experts(first[k][0][None], first[k][1][None], second[k][0][None], second[k][1][None], scaling=1.0),
-            first[k][2],
-            second[k][2],
-        )
-        for k in mixtures
-    }
+    first = fit("in", pre_activations)
+    second = fit("out", outputs)
+    merged = {}
+    for k in mixtures:
+        (A_in, B_in, energy_in), (A_out, B_out, energy_out) = first[k], second[k]
+        expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
+        merged[k] = MergedExpert(expert, energy_in, energy_out)
+    return merged

@@ -307,16 +307,6 @@ class ModernALBERTConfig(PreTrainedConfig):
         """Whether the layer at position `depth` (0-based) of a modulated group uses the modulation."""
         return self.mol_positions == "all" or depth == self.group_depth - 1
 
-    @property
-    def modulated_layers(self) -> tuple[int, ...]:
-        """The 0-based layers whose FFN is modulated, in ascending order."""
-        return tuple(
-            layer
-            for layer in range(self.num_hidden_layers)
-            if layer // self.group_depth in self.modulated_groups
-            and self.is_modulated_position(layer % self.group_depth)
-        )
-
     # Checks
 
     def _refuse_unknown_fields(self, kwargs: dict) -> None:

@@ -26,19 +26,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.calibrated_merge import merge_calibrated, mixture_calls
+from modernalbert.calibrated_merge import measure_usage, merge_calibrated, mixture_calls
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
 from modernalbert.merge_methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
-from modernalbert.modeling_mol import Experts, summarise_routing
+from modernalbert.modeling_mol import Experts
 
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
 METHODS = (*MERGE_METHODS, "calibrated")
-# Of so many calibration batches, `calibrated` leaves one out of the fit, to measure on.
+# Of so many calibration batches, `calibrated` leaves one out of the fit.
 HOLD_OUT = 5
 SAVES = ("adapter", "folded", "both")
 # What a merge writes, and may therefore replace.
@@ -126,7 +126,7 @@ class MergeReport:
             f"layer: {_percent(self.relative_error_of_output)}.",
         ]
         if self.loss_before is not None:
-            lines.append(f"Loss on the calibration text: {self.loss_before:.4f} routed, {self.loss_after:.4f} merged.")
+            lines.append(f"Mean loss there: {self.loss_before:.4f} routed, {self.loss_after:.4f} merged.")
         for name, values in self.metrics.items():
             lines.append(f"{name}: " + ", ".join(f"{value:.4f} {key}" for key, value in values.items()) + ".")
         if self.latency_ms:
@@ -236,14 +236,14 @@ def merge_experts(
 
     Args:
         model: A ModernALBERT with `ffn_modulation="mol"`, with any head. It is left as it is.
-        weights: "uniform" (1/E), "ema" (the moving average of the routing in training), "calibration" (mean routing
-            weights on the calibration batches), or E numbers; None = "ema". `calibrated` takes none.
+        weights: "uniform" (1/E), "ema" (the moving average of the routing in training), "calibration" (what the model
+            mixes with on the calibration batches, on average), or E numbers; None = "ema". `calibrated` takes none.
         method: "linear" (exact sum, rank E r), "svd" (best rank r), "ties" and "dare" (what the deltas agree on, or a
             random part of them), or "calibrated" (least squares on the calibration batches, `calibrated_merge.py`).
         rank: Of the merged adapter; None = r for "svd", else E r.
         calibration: Batches of model inputs (on the model's device) to measure the loss on; where they have labels,
             the loss before and after is reported. None = random token ids, and the report says so. `calibrated` leaves
-            every fifth batch out of the fit, and measures on those.
+            every fifth batch (at least one, if there are two) out of the fit, and measures on those.
         density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
 
     Returns:
@@ -260,27 +260,23 @@ def merge_experts(
         )
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, METHODS))}.")
-    for name, value in (("weights", weights), ("method", method)):
-        if value in ("calibration", "calibrated") and calibration is None:
-            raise ValueError(f"{name}={value!r} is not allowed without calibration batches.")
-    if method == "calibrated":
-        for name, value in (("weights", weights), ("density", density)):
-            if value is not None:
-                raise ValueError(f"{name}={value!r} is not allowed with method='calibrated', which takes none.")
+    asked = [name for name, value in (("weights", weights), ("density", density)) if value is not None]
+    if method == "calibrated" and asked:
+        raise ValueError(f"{asked[0]} is not allowed with method='calibrated', which takes none.")
+    if method == "calibrated" and calibration is None:
+        raise ValueError("method='calibrated' is not allowed without calibration batches.")
     if weights is None:
-        # What the fit starts from: the mean routing on the text, or the weights that the model itself mixes with.
-        routed = config.expert_mixing == "token"
-        weights = "ema" if method != "calibrated" else ("calibration" if routed else config.expert_mixing)
+        weights = "calibration" if method == "calibrated" else "ema"
+    if isinstance(weights, str) and weights == "calibration" and calibration is None:
+        raise ValueError("weights='calibration' is not allowed without calibration batches.")
     measured_on = "the calibration text"
     if calibration is None:
         calibration, measured_on = [random_batch(model)], "random token ids (no calibration text given)"
     fitted = calibration = list(calibration)
     if not calibration:
         raise ValueError("calibration=[] is not allowed: it must hold at least one batch.")
-    if method == "calibrated" and len(calibration) >= HOLD_OUT:
-        fitted = [batch for i, batch in enumerate(calibration, 1) if i % HOLD_OUT]
-        calibration = calibration[HOLD_OUT - 1 :: HOLD_OUT]
-        measured_on = "the part of the calibration text that was not fitted to"
+    if method == "calibrated":
+        fitted, calibration, measured_on = hold_out(calibration)
     group_weights = resolve_weights(model, weights, fitted)
 
     if method == "calibrated":
@@ -319,6 +315,15 @@ def merge_experts(
     return report
 
 
+def hold_out(batches: list[dict]) -> tuple[list[dict], list[dict], str]:
+    """Batches to fit to, batches to measure on, and what the latter are: every fifth, or the last of fewer."""
+    if len(batches) == 1:
+        return batches, batches, "the calibration text, to which the experts were fitted"
+    held = range(HOLD_OUT - 1, len(batches), HOLD_OUT) or [len(batches) - 1]
+    parts = [[batch for i, batch in enumerate(batches) if (i in held) == is_held] for is_held in (False, True)]
+    return *parts, "the part of the calibration text that was not fitted to"
+
+
 def resolve_weights(
     model: PreTrainedModel, weights: str | Sequence[float], calibration: list[dict]
 ) -> dict[int, torch.Tensor]:
@@ -339,25 +344,6 @@ def resolve_weights(
         usage = {k: model.base_model.groups[k].mlp.mol_usage.float().cpu() for k in groups}
         return {k: value if value.dim() == 1 else value.mean(dim=0) for k, value in usage.items()}
     return measure_usage(model, calibration)
-
-
-@torch.no_grad()
-def measure_usage(model: PreTrainedModel, batches: list[dict]) -> dict[int, torch.Tensor]:
-    """Mean routing weight per expert and group on the given batches, all real tokens counting alike."""
-    config = model.config
-    encoder, was_training = model.base_model, model.training
-    encoder.eval()
-    calls = [layer // config.group_depth for layer in config.modulated_layers]
-    total, num_tokens = 0, 0
-    for batch in batches:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-        logits = encoder(**inputs, output_router_logits=True).router_logits
-        summary = summarise_routing(logits, config.num_experts_per_tok, inputs.get("attention_mask"))
-        total = total + summary.usage.double() * summary.num_tokens
-        num_tokens = num_tokens + summary.num_tokens
-    model.train(was_training)
-    usage = (total / num_tokens).float().cpu()
-    return {k: usage[[i for i, group in enumerate(calls) if group == k]].mean(dim=0) for k in config.modulated_groups}
 
 
 def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
@@ -412,8 +398,6 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
     Fill in the report's errors, over real tokens: each merged FFN on what its routed original is given, and the whole
     models.
     """
-    was_training = model.training
-    model.eval()
     sums = {k: torch.zeros(3, dtype=torch.float64) for k in report.experts}  # |merged - routed|^2, ...
 
     def compare(group, mlp, position, x, output):
@@ -424,17 +408,14 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
             sums[group][i] += difference.square().sum().cpu()
 
     output_sums, losses = torch.zeros(2, dtype=torch.float64), []
-    with mixture_calls(model, compare):
+    with mixture_calls(model, compare) as tokens:
         for batch in batches:
-            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-            real = mask.reshape(-1, mask.shape[-1]).bool()
             before = model(**batch, output_hidden_states=True)
             after = report.model(**batch, output_hidden_states=True)
-            routed, merged = before.hidden_states[-1].double()[real], after.hidden_states[-1].double()[real]
+            routed, merged = (tokens(outputs.hidden_states[-1]).double() for outputs in (before, after))
             output_sums += torch.stack([(merged - routed).square().sum(), routed.square().sum()]).cpu()
             if getattr(before, "loss", None) is not None:
                 losses.append((before.loss.item(), after.loss.item()))
-    model.train(was_training)
     for group in report.groups:
         difference, routed, experts_part = sums[group.group].sqrt().tolist()
         group.relative_error = difference / routed if routed else 0.0

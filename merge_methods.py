@@ -92,14 +92,15 @@ def default_rank(experts: Experts, rank: int | None) -> int:
     The rank of a merged LoRA whose deltas may have full rank; None = E r.
 
     Raises:
-        ValueError: it is not from 1 to full rank.
+        ValueError: it is not from 1 to full rank, or E r where that is more.
     """
     num_experts, expert_rank, hidden_size = experts.A_in.shape
-    full_rank = min(hidden_size, experts.A_out.shape[-1])
+    all_ranks = num_experts * expert_rank
     if rank is None:
-        return num_experts * expert_rank
-    if not 1 <= rank <= full_rank:
-        raise ValueError(f"rank={rank} is not allowed: it must be from 1 to {full_rank} (full rank).")
+        return all_ranks
+    largest = max(all_ranks, min(hidden_size, experts.A_out.shape[-1]))
+    if not 1 <= rank <= largest:
+        raise ValueError(f"rank={rank} is not allowed: it must be from 1 to {largest}.")
     return rank
 
 
@@ -135,16 +136,19 @@ def merge_ties(experts: Experts, weights: torch.Tensor, settings: MergeSettings)
     Trim, elect signs, merge (TIES, Yadav et al. 2023), on the deltas: of each the largest numbers stay; of these, place
     by place, those of the sign that weighs more are averaged, and the others left out.
 
-    Where all signs agree and nothing is trimmed it is `linear`.
+    Where no number is trimmed or 0 and all signs agree, it is `linear`.
     """
     density = DENSITY if settings.density is None else settings.density
 
     def merge(deltas: Callable[[], Iterator[torch.Tensor]]) -> torch.Tensor:
+        smallest = []  # of the numbers that stay
+        for delta in deltas():
+            keep = max(1, round(density * delta.numel()))
+            smallest.append(delta.abs().flatten().kthvalue(delta.numel() - keep + 1).values)
+
         def trimmed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for weight, delta in zip(weights, deltas()):
-                size = delta.abs()
-                smallest = size.flatten().kthvalue(max(1, size.numel() - round(density * size.numel()) + 1)).values
-                yield weight, torch.where(size >= smallest, delta, 0.0)
+            for weight, delta, bound in zip(weights, deltas(), smallest):
+                yield weight, torch.where(delta.abs() >= bound, delta, 0.0)
 
         sign = sum(weight * delta for weight, delta in trimmed()).sign()
         total = share = 0.0
@@ -162,7 +166,7 @@ def merge_ties(experts: Experts, weights: torch.Tensor, settings: MergeSettings)
 def merge_dare(experts: Experts, weights: torch.Tensor, settings: MergeSettings) -> MergedExpert:
     """
     Drop and rescale (DARE, Yu et al. 2023), on the deltas: a random share of each one's numbers stays, divided by that
-    share, and the rest is 0; then their weighted sum. The draw is always the same.
+    share, and the rest is 0; then their weighted sum. The draw is the same for all FFNs of one shape.
     """
     density = DENSITY if settings.density is None else settings.density
     generator = torch.Generator().manual_seed(0)

@@ -30,10 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[
-        "modernalbert",
-        *(f"modernalbert.{part}" for part in ("benchmarks", "diagnostics", "evaluation", "training")),
-    ],
+    packages=["modernalbert", *(f"modernalbert.{name}" for name in SUBPACKAGES)],
     package_dir={"modernalbert": "."},
     package_data={
         "modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modernalbert.calibrated_merge import mixture_calls
 from modernalbert.command_line import atomic_folder
 from modernalbert.modeling_mol import Experts, expert_mask, route
 
@@ -44,7 +45,7 @@ class RouterUse:
         probability_entropy: Mean over tokens of H(softmax): 1 = the router does not know, 0 = it is certain.
         usage_entropy: H(usage): 1 = all experts alike, 0 = one has everything.
         token_dependence: H(usage) less the mean over tokens of H(q), what a token says about its experts: 0 where all
-            tokens are mixed alike, so that merging with these weights loses nothing; at most H(usage).
+            tokens are mixed alike, at most H(usage).
         balance_loss: Switch's, 1 when balanced.
         chosen_together: (E, E) share of the tokens that have both experts among their k.
     """
@@ -104,54 +105,58 @@ class RoutingReport:
         Run a text through the encoder, in evaluation mode, and look at every router.
 
         Args:
-            model: A ModernALBERT with `ffn_modulation="mol"` and more than one expert, with any head.
-            batches: Dictionaries with `input_ids` (..., sequence) and, where there is padding, `attention_mask`; other
-                entries are not used. Padding counts nowhere.
-            tokenizer: Names the experts' tokens.
+            model: A ModernALBERT with `ffn_modulation="mol"`, `expert_mixing="token"` and more than one expert; with
+                any head, though the encoder alone is the fastest.
+            batches: Of model inputs, on the model's device. Padding counts nowhere.
+            tokenizer: Names the experts' tokens, where the inputs are `input_ids`.
             measured_on: What the text is, for the report.
 
         Raises:
-            ValueError: the model has no routers, or there is no text.
+            ValueError: the model routes no tokens, or there is no text.
         """
         config = model.config
-        if getattr(config, "ffn_modulation", None) != "mol" or config.num_experts < 2:
-            found = getattr(config, "ffn_modulation", None), getattr(config, "num_experts", None)
-            raise ValueError(
-                f"ffn_modulation={found[0]!r} with num_experts={found[1]} is not allowed: a routing report needs a "
-                "Mixture of LoRAs ('mol') of at least 2 experts."
-            )
-        encoder, was_training = model.base_model, model.training
-        encoder.eval()
-        layers = config.modulated_layers
-        tallies = [_Tally(config.num_experts, config.num_experts_per_tok) for _ in layers]
+        required = {"ffn_modulation": ("mol",), "expert_mixing": ("token",), "num_experts": range(2, 10**9)}
+        for name, allowed in required.items():
+            if getattr(config, name, None) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(config, name, None)!r} is not allowed: a routing report needs a Mixture of LoRAs "
+                    "('mol') of at least 2 experts that routes tokens (expert_mixing='token')."
+                )
+        tallies: dict[int, _Tally] = {}
+        gates: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         by_token = {
             k: torch.zeros(config.vocab_size, config.num_experts + 1, dtype=torch.float64)
             for k in config.modulated_groups
         }
-        for batch in batches:
-            ids = batch["input_ids"].flatten(0, -2)
-            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).flatten(0, -2)
-            router_logits = encoder(input_ids=ids, attention_mask=mask, output_router_logits=True).router_logits
-            real = mask.bool().cpu()
-            tokens = ids.cpu()[real]
-            for layer, tally, logits in zip(layers, tallies, router_logits):
-                gates = tally.add(logits.cpu()[real])
-                counted = torch.nn.functional.pad(gates, (0, 1), value=1.0)  # the last column counts
-                by_token[layer // config.group_depth].index_add_(0, tokens, counted)
-        model.train(was_training)
-        if not tallies[0].num_tokens:
-            raise ValueError("batches hold no tokens: a routing report needs a text.")
+
+        def visit(group, mlp, position, x, output):
+            layer = group * config.group_depth + position
+            tally = tallies.setdefault(layer, _Tally(config.num_experts, config.num_experts_per_tok))
+            gates[layer] = tally.add(mlp.mol_router(x, position).cpu())
+
+        with mixture_calls(model, visit) as tokens:
+            for batch in batches:
+                model(**batch)
+                if tokenizer is None or batch.get("input_ids") is None:
+                    continue
+                ids = tokens(batch["input_ids"].flatten(0, -2)).cpu()
+                for layer, weights in gates.items():
+                    counted = torch.nn.functional.pad(weights, (0, 1), value=1.0)  # the last column counts
+                    by_token[layer // config.group_depth].index_add_(0, ids, counted)
+        if not any(tally.num_tokens for tally in tallies.values()):
+            raise ValueError("batches is not allowed to be without tokens: a routing report needs a text.")
+        uses = len(tallies) // len(by_token)
         return cls(
             num_experts=config.num_experts,
             num_experts_per_tok=config.num_experts_per_tok,
-            num_tokens=tallies[0].num_tokens,
+            num_tokens=next(iter(tallies.values())).num_tokens,
             measured_on=measured_on,
-            layers=[tally.result(layer, layer // config.group_depth) for layer, tally in zip(layers, tallies)],
+            layers=[tallies[layer].result(layer, layer // config.group_depth) for layer in sorted(tallies)],
             groups=[
                 GroupExperts(
                     k,
-                    *describe_experts(encoder.groups[k].mlp),
-                    None if tokenizer is None else favourites(by_token[k], len(layers) // len(by_token), tokenizer),
+                    *describe_experts(model.base_model.groups[k].mlp),
+                    None if tokenizer is None else favourites(by_token[k], uses, tokenizer),
                 )
                 for k in config.modulated_groups
             ],
@@ -167,6 +172,13 @@ class RoutingReport:
         """The figures, ready for JSON."""
         return asdict(self) | {"idle_experts": self.idle_experts}
 
+    @classmethod
+    def from_dict(cls, values: dict) -> "RoutingReport":
+        """What `to_dict` gave, from JSON for one."""
+        values = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        layers = [RouterUse(**use) for use in values["layers"]]
+        return cls(**values | {"layers": layers, "groups": [GroupExperts(**group) for group in values["groups"]]})
+
     def to_markdown(self) -> str:
         """A section for a model card."""
         lines = [
@@ -174,7 +186,7 @@ class RoutingReport:
             "",
             f"{self.num_tokens:,} tokens of {self.measured_on}; {self.num_experts} experts, "
             f"{self.num_experts_per_tok} per token. Entropies are shares of log {self.num_experts}. Token dependence: "
-            "what a token says about its experts, 0 where merging loses nothing.",
+            "what a token says about its experts, 0 where all tokens are mixed alike.",
             "",
             "| layer | group | usage, least to most | entropy of usage | entropy of the router | token dependence | "
             "balance loss |",
@@ -210,14 +222,12 @@ class RoutingReport:
     def plot(self, file: str | Path) -> bool:
         """Usage, entropies and the similarity of experts. False, and no file, where matplotlib is not installed."""
         try:
-            import matplotlib
+            from matplotlib.figure import Figure
         except ImportError:
             return False
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
         count = 2 + len(self.groups)
-        figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.6 * count, 4.2), layout="constrained")  # no pyplot: a notebook keeps its backend
+        axes = figure.subplots(1, count)
         usage = axes[0].imshow([use.usage for use in self.layers], vmin=0, aspect="auto", cmap="viridis")
         figure.colorbar(usage, ax=axes[0], label=f"mean weight (even: {1 / self.num_experts:.3f})")
         names = [str(use.layer) for use in self.layers]
@@ -235,7 +245,6 @@ class RoutingReport:
             axis.set(title=f"Cosine between experts, group {group.group}", xlabel="expert", ylabel="expert")
         figure.colorbar(image, ax=axes[-1])
         figure.savefig(file, dpi=110)
-        plt.close(figure)
         return True
 
 
@@ -307,7 +316,7 @@ def describe_experts(mlp) -> tuple[list[float], list[list[float]], list[float]]:
 
 def _inner_products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """Of (E, r, x) and (E, y, r): <B_i A_i, B_j A_j> for all i, j, without building a delta."""
-    return torch.einsum("irx,jsx,iyr,jys->ij", A, A, B, B)
+    return (torch.einsum("irx,jsx->ijrs", A, A) * torch.einsum("iyr,jys->ijrs", B, B)).sum(dim=(-2, -1))
 
 
 def favourites(by_token: torch.Tensor, uses: int, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:

@@ -24,6 +24,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
+    routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
     recipe    configs/pretraining/*.json, with what they cost in arithmetic
 
 A file of tasks is a list of rows, objects with
@@ -48,6 +49,7 @@ import torch
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
 from modernalbert.command_line import UserError, parse_arguments, run
 from modernalbert.demo import as_table
+from modernalbert.diagnostics import RoutingReport
 from modernalbert.training.pretraining_trainer import training_flops
 
 
@@ -299,7 +301,7 @@ def memory_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
-# --- merging ---------------------------------------------------------------------------------------------------------
+# --- merging and routing ---------------------------------------------------------------------------------------------
 
 
 def merging_table(file: Path) -> str:
@@ -323,6 +325,12 @@ def merging_table(file: Path) -> str:
             line += [errors, *rest]
         body.append(line)
     return markdown(header, body)
+
+
+def routing_text(file: Path) -> str:
+    """A routing report without its title."""
+    report = RoutingReport.from_dict(json.loads(file.read_text("utf-8")))
+    return "\n" + report.to_markdown().partition("\n")[2].strip() + "\n"
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
@@ -388,6 +396,7 @@ def main() -> None:
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "merging": lambda: merging_table(RESULTS / "merging.json"),
+        "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
         "recipe": recipe_table,
     }
     for name in arguments.documents:

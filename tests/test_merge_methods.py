@@ -6,9 +6,14 @@ import pytest
 import torch
 from small_models import tiny_model
 
-from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification, ModernALBERTModel
-from modernalbert.calibrated_merge import RidgeRegression, gates_of
-from modernalbert.merge_experts import merge_experts
+from modernalbert import (
+    ModernALBERTForMaskedLM,
+    ModernALBERTForMultipleChoice,
+    ModernALBERTForSequenceClassification,
+    ModernALBERTModel,
+)
+from modernalbert.calibrated_merge import RidgeRegression, gates_of, measure_usage, merge_calibrated
+from modernalbert.merge_experts import measure_errors, merge_experts
 from modernalbert.merge_methods import MergeSettings, merge_factors
 from modernalbert.modeling_mol import Experts
 
@@ -102,7 +107,7 @@ def test_ridge_regression_is_the_best_of_its_rank():
     regression = RidgeRegression()
     for rows in (slice(0, 20), slice(20, 50)):
         regression.add(x[rows], y[rows])
-    strength = 0.3 * x.square().sum(0).mean()
+    strength = 0.3 * x.square().sum(0).mean()  # of sums, where the code has means
 
     def objective(total):
         return ((x @ (total - B @ A).T - y).square().sum() + strength * (total - B @ A).square().sum()).item()
@@ -142,11 +147,12 @@ def test_calibrated_merge_loses_less_than_the_average_on_other_text():
     for ours, average in zip(calibrated.groups, linear.groups):
         assert ours.relative_error < 0.95 * average.relative_error
     assert error < 0.95 * linear_error
-    assert "not fitted" in calibrated.measured_on and linear.measured_on == "the calibration text"
+    assert calibrated.measured_on == "the part of the calibration text that was not fitted to"
+    assert linear.measured_on == "the calibration text"
 
 
 @pytest.mark.parametrize("changes", [{"num_experts": 1}, {"expert_mixing": "ema"}, {"expert_mixing": "uniform"}])
-def test_calibrated_merge_is_exact_where_routing_depends_on_no_token(changes):
+def test_calibrated_merge_is_exact_for_a_model_that_runs_merged(changes):
     model = tiny_model(ModernALBERTForMaskedLM, torch.float64, **changes)
     if changes.get("expert_mixing") == "ema":
         for k in model.config.modulated_groups:
@@ -154,7 +160,75 @@ def test_calibrated_merge_is_exact_where_routing_depends_on_no_token(changes):
     report = merge_experts(model, method="calibrated", calibration=batches(1))
     ids = batches(1, start=3)[0]["input_ids"]
     torch.testing.assert_close(report.model(ids).logits, model(ids).logits, atol=1e-10, rtol=1e-10)
-    assert report.measured_on == "the calibration text"
+    assert report.measured_on == "the calibration text, to which the experts were fitted"
+
+
+def test_little_text_does_no_harm():
+    model = tiny_model(ModernALBERTForMaskedLM)
+    other = batches(10, start=1)
+    for text in (batches(1, rows=1, length=8), batches(2, rows=2)):
+        linear = merge_experts(model, "calibration", calibration=text)
+        calibrated = merge_experts(model, method="calibrated", calibration=text)
+        for report in (linear, calibrated):
+            measure_errors(report, model, other)
+        for ours, average in zip(calibrated.groups, linear.groups):
+            assert ours.relative_error < 1.05 * average.relative_error
+
+
+def test_errors_are_measured_on_batches_that_were_not_fitted_to():
+    model = tiny_model(ModernALBERTForMaskedLM)
+    for count, held in ((2, [1]), (4, [3]), (5, [4]), (11, [4, 9])):
+        text = batches(count)
+        report = merge_experts(model, method="calibrated", calibration=text)
+        found = [group.relative_error for group in report.groups]
+        measure_errors(report, model, [text[i] for i in held])
+        assert [group.relative_error for group in report.groups] == pytest.approx(found)
+        fitted = [batch for i, batch in enumerate(text) if i not in held]
+        again = merge_calibrated(model, measure_usage(model, fitted), fitted)
+        for k, result in again.items():
+            torch.testing.assert_close(result.expert.A_in, report.experts[k].A_in)
+
+
+def test_every_kind_of_batch_and_head():
+    ids = batches(1)[0]["input_ids"]
+    model = tiny_model(ModernALBERTForMultipleChoice, torch.float64)
+    choices = {"input_ids": ids.view(2, 2, 18), "attention_mask": torch.ones(2, 2, 18), "labels": torch.tensor([0, 1])}
+    report = merge_experts(model, method="calibrated", calibration=[choices, choices])
+    assert report.loss_before is not None and report.groups[0].relative_error > 0
+    model = tiny_model(ModernALBERTModel, torch.float64)
+    whole = torch.ones(4, 1, 18, 18, dtype=torch.bool)
+    embedded = model.embeddings.tok_embeddings(ids).detach()
+    rows = torch.arange(18).repeat(4).view(1, -1)
+    expected = measure_usage(model, [{"input_ids": ids}])
+    for batch in (
+        {"input_ids": ids, "attention_mask": whole},
+        {"inputs_embeds": embedded},
+        {"input_ids": ids.view(1, -1), "position_ids": rows},  # packed
+    ):
+        found = measure_usage(model, [batch])
+        for k in expected:
+            torch.testing.assert_close(found[k], expected[k])
+        assert merge_experts(model, method="calibrated", calibration=[batch]).groups[0].relative_error > 0
+
+
+def test_half_precision_is_fitted_in_float32():
+    model = tiny_model(ModernALBERTModel)
+    text = batches(4)
+    expected = merge_experts(model, method="calibrated", calibration=text)
+    found = merge_experts(model.to(torch.bfloat16), method="calibrated", calibration=text)
+    for ours, group in zip(found.groups, expected.groups):
+        assert ours.relative_error == pytest.approx(group.relative_error, rel=0.05)
+
+
+def test_a_mistake_in_a_batch_leaves_the_mode_and_no_hooks():
+    model = tiny_model(ModernALBERTModel).train()
+    for action in (
+        lambda batch: merge_experts(model, method="calibrated", calibration=[batch]),
+        lambda batch: merge_experts(model, "uniform", calibration=[batch]),
+    ):
+        with pytest.raises(IndexError):
+            action({"input_ids": torch.full((1, 4), 10**6)})
+        assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("changes", [{"mol_positions": "last"}, {"router_per_depth": True}])
@@ -199,13 +273,18 @@ def one_expert(mlp, x, e):
     return mlp.Wo(u) + mlp.scaling * u @ mlp.mol_A_out[e].T @ mlp.mol_B_out[e].T
 
 
+EMPTY = {"input_ids": torch.zeros(2, 5, dtype=torch.long), "attention_mask": torch.zeros(2, 5, dtype=torch.long)}
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ({"method": "calibrated"}, "method='calibrated' is not allowed without calibration batches"),
-        ({"method": "calibrated", "weights": "ema", "calibration": batches(1)}, "weights='ema' is not allowed with"),
-        ({"method": "calibrated", "density": 0.5, "calibration": batches(1)}, "density=0.5 is not allowed with"),
-        ({"method": "calibrated", "rank": 999, "calibration": batches(1)}, "rank=999.*full rank"),
+        ({"method": "calibrated", "weights": "ema", "calibration": batches(1)}, "weights is not allowed with"),
+        ({"method": "calibrated", "density": 0.5, "calibration": batches(1)}, "density is not allowed with"),
+        ({"method": "calibrated", "rank": 999, "calibration": batches(1)}, "rank=999.*from 1 to 32"),
+        ({"method": "calibrated", "calibration": [EMPTY]}, "without tokens"),
+        ({"weights": "calibrated", "calibration": batches(1)}, "weights='calibrated'.*'uniform', 'ema', 'calibration'"),
         ({"method": "ties", "rank": 0}, "rank=0.*from 1 to"),
         ({"method": "ties", "density": 0}, "density=0.*above 0 and at most 1"),
         ({"method": "dare", "density": 1.5}, "density=1.5"),

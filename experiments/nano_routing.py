@@ -1,0 +1,70 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What the routers of the shipped checkpoint do with the Wikipedia leads that its pretraining left out.
+
+    python experiments/nano_routing.py --retrieval_folder outputs/retrieval-sets/wikipedia_leads \\
+        --output_dir outputs/nano-routing
+
+The leads are the test documents of the set that `experiments/retrieval_sets.py` writes. Report and plot are
+`experiments/results/nano_routing.{json,png}`, for `experiments/document_tables.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from modernalbert.command_line import UserError, check_replaceable, parse_arguments, run
+from modernalbert.diagnostics import RoutingReport
+from modernalbert.diagnostics.routing_report import WRITTEN
+from modernalbert.evaluation.beir_folder import load_retrieval_set
+from modernalbert.hub import load_model, load_tokenizer
+
+
+NANO = Path(__file__).parents[1] / "checkpoints" / "modernalbert-nano"
+
+
+@dataclass
+class NanoRoutingArguments:
+    """Where the leads are, and where the report goes."""
+
+    retrieval_folder: str = field(metadata={"help": "The set of Wikipedia leads, in BEIR's form."})
+    output_dir: str = field(metadata={"help": "Gets routing_report.json, .md and .png."})
+    model_name_or_path: str = field(default=str(NANO), metadata={"help": "A ModernALBERT with experts."})
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(NanoRoutingArguments, description=__doc__)
+    check_replaceable(arguments.output_dir, WRITTEN)
+    data = load_retrieval_set(arguments.retrieval_folder, "test")
+    tokenizer = load_tokenizer(arguments.model_name_or_path)
+    if tokenizer is None:
+        raise UserError(f"{arguments.model_name_or_path} has no tokenizer.")
+    encoder = load_model(arguments.model_name_or_path).base_model.float()
+    wanted = {document for documents in data.qrels.values() for document in documents}
+    texts = data.corpus.texts(row for row, name in enumerate(data.corpus.ids) if name in wanted)
+    batches = [
+        tokenizer(texts[start : start + 16], padding=True, truncation=True, max_length=256, return_tensors="pt")
+        for start in range(0, len(texts), 16)
+    ]
+    report = RoutingReport.measure(
+        encoder, tqdm(batches, unit="batch"), tokenizer, f"{len(texts):,} Wikipedia leads left out of pretraining"
+    )
+    report.save(arguments.output_dir)
+    print(report.to_markdown())
+
+
+if __name__ == "__main__":
+    run(main)
