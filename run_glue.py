@@ -291,7 +291,9 @@ def run_task(
     choose_best_by(training_arguments, task.metrics)
     set_seed(training_arguments.seed)
     model, tokenizer, task_of_model = load_classifier(model_arguments, task, training_arguments.do_train)
-    merge_weights = check_merge(model_arguments.merge_after, model, bool(validation_splits))
+    merge_weights = check_merge(
+        model_arguments.merge_after, model, bool(validation_splits), training_arguments.do_train
+    )
     checkpoint = begin_run(data_arguments, training_arguments)
 
     max_length = min(data_arguments.max_seq_length, tokenizer.model_max_length)

@@ -256,7 +256,9 @@ def run_task(
     model, tokenizer = load_task_model(model_arguments, AutoModelForTokenClassification, labels)
     tokenizer.padding_side = "right"  # so that a token's place in a padded row is its place in the row
     window, overlap = check_window(data_arguments, tokenizer)
-    merge_weights = check_merge(model_arguments.merge_after, model, bool(validation_splits))
+    merge_weights = check_merge(
+        model_arguments.merge_after, model, bool(validation_splits), training_arguments.do_train
+    )
     checkpoint = begin_run(data_arguments, training_arguments)
 
     rows = {}

@@ -73,7 +73,6 @@ from modernalbert.evaluation.retrieval import (
     search,
     search_bm25,
 )
-from modernalbert.merge_experts import merge_experts
 from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, RetrievalTrainingArguments, make_loss
 from modernalbert.training.retrieval_rows import (
     add_negatives,
@@ -85,6 +84,7 @@ from modernalbert.training.retrieval_rows import (
 from modernalbert.training.run_folder import remove_earlier_run
 from modernalbert.training.task_script import (
     MERGE_CALIBRATION_ROWS,
+    MERGE_FITTED_ROWS,
     BaseDataArguments,
     ModelArguments,
     RunResults,
@@ -93,6 +93,7 @@ from modernalbert.training.task_script import (
     check_run,
     choose_best_by,
     load_task_model,
+    merge_as_asked,
     read_checkpoint,
 )
 
@@ -477,19 +478,28 @@ def merge_and_evaluate(
     """Merge the model's experts, measure the merged model on every set, and write model and report into `merged/`."""
     batch_size = training_arguments.per_device_eval_batch_size
     corpus = sets[0].corpus
+
+    def batches_of(texts: list[str]) -> list[dict]:
+        batches = []
+        for start in range(0, len(texts), batch_size):
+            batch = model.tokenizer(
+                texts[start : start + batch_size],
+                padding=True,
+                truncation=True,
+                max_length=model.max_seq_length,
+                return_tensors="pt",
+            ).to(model.device)
+            batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
+        return batches
+
     texts = corpus.texts(range(min(MERGE_CALIBRATION_ROWS, len(corpus))))
-    batches = []
-    for start in range(0, len(texts), batch_size):
-        batch = model.tokenizer(
-            texts[start : start + batch_size],
-            padding=True,
-            truncation=True,
-            max_length=model.max_seq_length,
-            return_tensors="pt",
-        ).to(model.device)
-        batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
+    batches = batches_of(texts)
+    text = []
+    if weights == "calibrated":
+        # The documents after those, as long as there are any.
+        text = batches_of(corpus.texts(range(len(texts), min(len(texts) + MERGE_FITTED_ROWS, len(corpus))))) or batches
     routed = model.transformers_model
-    report = merge_experts(routed, weights, calibration=batches)
+    report = merge_as_asked(routed, weights, text, batches)
     report.measured_on = f"the first {len(texts)} documents of {sets[0].name}"
     merged = copy.deepcopy(model)
     merged[0].model = report.model

@@ -372,7 +372,7 @@ def run_squad(
     choose_best_by(training_arguments, METRICS)
     set_seed(training_arguments.seed)
     model, tokenizer = load_reader(model_arguments, training_arguments.do_train)
-    merge_weights = check_merge(model_arguments.merge_after, model, has_validation)
+    merge_weights = check_merge(model_arguments.merge_after, model, has_validation, training_arguments.do_train)
     if not training_arguments.do_train:
         questions.pop("train", None)
     # The first process makes the windows, the others read them.

@@ -303,6 +303,9 @@ def test_evaluating_a_classifier_keeps_its_own_label_order(monkeypatch, capsys, 
         assert row["prediction"] == predicted[-1]
     accuracy = np.mean([name == ("positive", "negative")[i % 2] for i, name in enumerate(predicted)])
     assert json.loads((workplace / "out/all_results.json").read_text())["eval_accuracy"] == pytest.approx(accuracy)
+    more = ("--merge_after", "calibrated", "--output_dir", workplace / "out2")
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, *more)
+    assert code == 2 and "--merge_after calibrated needs training rows to fit to" in error
 
 
 def test_evaluation_alone_needs_a_trained_head(monkeypatch, capsys, workplace):

@@ -343,7 +343,7 @@ def written(file):
 
 def test_fine_tune_predict_merge_and_resume(monkeypatch, capsys, place, caplog):
     arguments = ["--test_file", place / "test.conll", "--num_train_epochs", 6, "--learning_rate", "1e-2"]
-    arguments += ["--merge_after", "ema", "--save_total_limit", 9]
+    arguments += ["--merge_after", "calibrated", "--save_total_limit", 9]
     code, _, error = ner(monkeypatch, capsys, place, *arguments)
     assert code == 0, error
     out = place / "out"
@@ -361,7 +361,9 @@ def test_fine_tune_predict_merge_and_resume(monkeypatch, capsys, place, caplog):
     assert {len(row) for sentence in untagged for row in sentence} == {2} and "test_f1" not in results
     config = json.loads((out / "config.json").read_text())
     assert list(config["id2label"].values()) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    assert set(json.loads((out / "merged/merge_report.json").read_text())["metrics"]) == {"routed", "merged"}
+    report = json.loads((out / "merged/merge_report.json").read_text())
+    assert set(report["metrics"]) == {"routed", "merged"} and report["method"] == "calibrated"
+    assert report["measured_on"].endswith("validation rows")
 
     # as if cut off in the last epoch
     (out / "all_results.json").unlink()

@@ -107,11 +107,12 @@ def losses(out) -> list[float]:
 def test_training_beats_the_start_and_the_model_loads_where_this_package_is_not(retrieval, workplace, tmp_path):
     before = retrieval(tmp_path / "before", ["--no_do_train", "--bm25"])
     assert before["bm25_set_ndcg_at_10"] == 0  # no shared word
-    after = retrieval(tmp_path / "after", merge_after="ema", query_prompt="query: ", num_train_epochs=12)
+    after = retrieval(tmp_path / "after", merge_after="calibrated", query_prompt="query: ", num_train_epochs=12)
     assert after["set_ndcg_at_10"] > 0.7 > 0.55 > before["set_ndcg_at_10"], (after, before)
     out = tmp_path / "after"
     for file in ("modules.json", "modeling_modernalbert.py", "tokenizer.json", "merged/merge_report.md", "results.md"):
         assert (out / file).is_file(), file
+    assert json.loads((out / "merged/merge_report.json").read_text())["method"] == "calibrated"
     assert "merged_set_ndcg_at_10" in after and "| merged |" in (out / "results.md").read_text()
     ranking = [line.split() for line in (out / "predictions_model_set.trec").read_text().splitlines()]
     assert len(ranking) == 12 * 12 and ranking[0][0] == "river-1" and ranking[0][2] in ANSWERS

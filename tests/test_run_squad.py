@@ -85,7 +85,7 @@ def test_a_short_training_answers_its_questions(monkeypatch, capsys, workplace):
 
 
 def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workplace):
-    arguments = ["--test_file", workplace / "test.json", "--num_train_epochs", 1, "--merge_after", "ema"]
+    arguments = ["--test_file", workplace / "test.json", "--num_train_epochs", 1, "--merge_after", "calibrated"]
     code, _, error = squad(monkeypatch, capsys, workplace, *arguments, *SMALL_WINDOWS)
     assert code == 0, error
     results = read(workplace, "all_results.json")
@@ -110,7 +110,8 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workp
     assert read(workplace, "predictions_test.json") == predictions
     assert "test_f1" not in results and results["test_samples"] == NUM_QUESTIONS
     ModernALBERTForQuestionAnswering.from_pretrained(workplace / "out")
-    assert set(read(workplace, "merged/merge_report.json")["metrics"]["merged"]) == {"f1", "exact"}
+    report = read(workplace, "merged/merge_report.json")
+    assert set(report["metrics"]["merged"]) == {"f1", "exact"} and report["method"] == "calibrated"
     code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
     assert code == 2 and "holds a finished run" in error
 

@@ -35,7 +35,7 @@ from transformers import (
 
 from modernalbert.command_line import UserError, check_processes, first_sentence
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
-from modernalbert.merge_experts import MergeReport, merge_experts, parse_weights
+from modernalbert.merge_experts import MergeReport, measure_errors, merge_experts, parse_weights
 from modernalbert.training.run_folder import (
     EARLIER_RUN,
     check_output_dir,
@@ -49,8 +49,9 @@ logger = logging.getLogger(__name__)
 
 # What a run leaves in its output folder beside the model's files, and may delete there.
 RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
-# Rows on which a merge measures its errors; the metrics are measured on all.
-MERGE_CALIBRATION_ROWS = 256
+# Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
+MERGE_CALIBRATION_ROWS, MERGE_FITTED_ROWS = 256, 512
+MERGE_AFTER = ("ema", "uniform", "calibrated")
 # Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
 LATENCY_TOKENS = 4096
 
@@ -72,7 +73,10 @@ class ModelArguments:
     )
     merge_after: str | None = field(
         default=None,
-        metadata={"help": "Then merge the experts with these weights (ema, uniform or E numbers) and evaluate again."},
+        metadata={
+            "help": "Then merge the experts and evaluate again: with these weights (ema, uniform or E numbers), or "
+            "calibrated: fitted to the first training rows."
+        },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub model."})
     attn_implementation: str | None = field(
@@ -239,18 +243,39 @@ def load_task_model(
     return model, tokenizer
 
 
-def check_merge(weights: str | None, model: PreTrainedModel, has_validation: bool) -> str | list[float] | None:
+def check_merge(
+    weights: str | None, model: PreTrainedModel, has_validation: bool, has_training: bool = True
+) -> str | list[float] | None:
     """The value of --merge_after, checked before anything long starts."""
     if weights is None:
         return None
-    parsed = parse_weights(weights, flag="--merge_after", names=("ema", "uniform"))
+    parsed = parse_weights(weights, flag="--merge_after", names=MERGE_AFTER)
     if getattr(model.config, "ffn_modulation", None) != "mol":
         raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
     if not isinstance(parsed, str) and len(parsed) != model.config.num_experts:
         raise UserError(f"--merge_after {weights} is not allowed: it must be {model.config.num_experts} numbers.")
     if not has_validation:
         raise UserError("--merge_after needs --validation_file, to measure what the merge changes.")
+    if parsed == "calibrated" and not has_training:
+        raise UserError("--merge_after calibrated needs training rows to fit to, and this run does not train.")
     return parsed
+
+
+def merge_as_asked(
+    model: PreTrainedModel, weights: str | list[float], text: list[dict], judged: list[dict]
+) -> MergeReport:
+    """
+    Merge a model's experts by the value of --merge_after.
+
+    Args:
+        text: Batches that "calibrated" is fitted to; nothing else uses them.
+        judged: Batches that the errors are measured on.
+    """
+    if weights != "calibrated":
+        return merge_experts(model, weights, calibration=judged)
+    report = merge_experts(model, method="calibrated", calibration=text)
+    measure_errors(report, model, judged)
+    return report
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -334,19 +359,24 @@ class RunResults:
         Merge the trainer's model, measure the merged one, and write model and report into `merged/`.
 
         Args:
-            weights: As in `merge_experts`.
+            weights: The value of --merge_after.
             rows: Tokenised rows; on the first of them the merge measures its errors.
             measure: A model's metrics on the validation rows, under the names that `keep` got for the routed one.
         """
         trainer = self.trainer
-        rows = rows.select(range(min(MERGE_CALIBRATION_ROWS, len(rows))))
-        # Not the trainer's loader: every process measures on the same rows.
-        loader = torch.utils.data.DataLoader(
-            rows, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
-        )
-        batches = [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
-        report = merge_experts(trainer.model, weights, calibration=batches)
-        report.measured_on = f"the first {len(rows)} validation rows"
+
+        def batches_of(data: Dataset, num_rows: int) -> list[dict]:
+            data = data.select_columns(rows.column_names).select(range(min(num_rows, len(data))))
+            # Not the trainer's loader: every process works on the same rows.
+            loader = torch.utils.data.DataLoader(
+                data, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+            )
+            return [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
+
+        batches = batches_of(rows, MERGE_CALIBRATION_ROWS)
+        text = batches_of(trainer.train_dataset, MERGE_FITTED_ROWS) if weights == "calibrated" else []
+        report = merge_as_asked(trainer.model, weights, text, batches)
+        report.measured_on = f"the first {min(MERGE_CALIBRATION_ROWS, len(rows))} validation rows"
         merged = {name.removeprefix("eval_"): value for name, value in measure(report.model).items()}
         routed = {name: self.metrics[f"eval_{name}"] for name in merged if f"eval_{name}" in self.metrics}
         report.metrics = {"routed": routed, "merged": merged}
