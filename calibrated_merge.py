@@ -25,10 +25,11 @@ is the best that rank can do for the same squares.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modernalbert.merge_methods import MergedExpert, default_rank, split_evenly
@@ -78,6 +79,11 @@ def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[
             handle.remove()
 
 
+def with_progress(batches: Sequence[dict], title: str) -> Iterable[dict]:
+    """The batches, with a bar on a terminal."""
+    return tqdm(batches, desc=title, unit=" batches", leave=False, disable=None)
+
+
 def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tensor:
     """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
     weights = mlp.mixing_weights()
@@ -103,7 +109,7 @@ def measure_usage(model: PreTrainedModel, batches: Sequence[dict]) -> dict[int, 
         counts[group] += len(x)
 
     with mixture_calls(model, visit):
-        for batch in batches:
+        for batch in with_progress(batches, "Measuring the routing"):
             model(**batch)
     if not all(counts.values()):
         raise ValueError("calibration is not allowed to be without tokens: there is nothing to measure on.")
@@ -177,7 +183,7 @@ def merge_calibrated(
             regressions[group].add(*samples(group, mlp, position, x, output))
 
         with mixture_calls(model, visit):
-            for batch in batches:
+            for batch in with_progress(batches, f"Fitting the {name} projections"):
                 model(**batch)
         solved = {}
         for k, regression in regressions.items():

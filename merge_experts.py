@@ -26,7 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.calibrated_merge import measure_usage, merge_calibrated, mixture_calls
+from modernalbert.calibrated_merge import measure_usage, merge_calibrated, mixture_calls, with_progress
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
@@ -409,7 +409,7 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
 
     output_sums, losses = torch.zeros(2, dtype=torch.float64), []
     with mixture_calls(model, compare) as tokens:
-        for batch in batches:
+        for batch in with_progress(batches, "Measuring the errors"):
             before = model(**batch, output_hidden_states=True)
             after = report.model(**batch, output_hidden_states=True)
             routed, merged = (tokens(outputs.hidden_states[-1]).double() for outputs in (before, after))
