@@ -24,96 +24,19 @@ Both are shrunk towards D, the more the less text there is; both are cut to a ra
 is the best that rank can do for the same squares.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modernalbert.merge_methods import MergedExpert, default_rank, split_evenly
-from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts, expert_mask, route
+from modernalbert.mixture_calls import gates_of, mixture_calls, with_progress
+from modernalbert.modeling_mol import Experts, MoLFeedForward, concatenate_experts
 
 
 # The weight of staying with the average, relative to the mean square of the inputs: with much text, and for each input
 # that a token has to speak for (chosen on nano, fine-tuned on SICK, and on small random models).
 RIDGE, RIDGE_PER_INPUT = 0.1, 3.0
-
-
-@contextmanager
-def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """
-    While open, the model is in evaluation mode, and each use of a mixture in a forward calls
-    `visit(group, mlp, position, x, output)` with x and output (T, d), the real tokens alone.
-
-    Yields:
-        What takes the real tokens of the last forward from any (rows, sequence, ...) -> (T, ...).
-    """
-    real: torch.Tensor | None = None
-
-    def remember_padding(module, args, kwargs):
-        nonlocal real
-        mask = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")
-        real = mask.bool() if getattr(mask, "ndim", 0) == 2 else None
-
-    def tokens(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(0, 1) if real is None else x[real.to(x.device)]
-
-    def call(group: int) -> Callable:
-        def hook(mlp, args, output):
-            if mlp.is_modulated[args[1]]:
-                visit(group, mlp, args[1], tokens(args[0]), tokens(output[0]))
-
-        return hook
-
-    encoder, was_training = model.base_model, model.training
-    handles = [encoder.register_forward_pre_hook(remember_padding, with_kwargs=True)]
-    handles += [encoder.groups[k].mlp.register_forward_hook(call(k)) for k in model.config.modulated_groups]
-    model.eval()
-    try:
-        yield tokens
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-
-
-def with_progress(batches: Sequence[dict], title: str) -> Iterable[dict]:
-    """The batches, with a bar on a terminal."""
-    return tqdm(batches, desc=title, unit=" batches", leave=False, disable=None)
-
-
-def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tensor:
-    """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
-    weights = mlp.mixing_weights()
-    if weights is not None:
-        return weights.expand(len(x), -1)
-    _, q, experts = route(mlp.mol_router(x, position), mlp.num_experts_per_tok)
-    return (expert_mask(experts, mlp.num_experts).to(q.dtype) * q.unsqueeze(-1)).sum(dim=-2)
-
-
-@torch.no_grad()
-def measure_usage(model: PreTrainedModel, batches: Sequence[dict]) -> dict[int, torch.Tensor]:
-    """
-    Mean mixing weight per expert (E,) float32 and group, over all uses of the group; all real tokens count alike.
-
-    Raises:
-        ValueError: the batches hold no tokens.
-    """
-    sums = dict.fromkeys(model.config.modulated_groups, 0.0)
-    counts = dict.fromkeys(sums, 0)
-
-    def visit(group, mlp, position, x, output):
-        sums[group] = sums[group] + gates_of(mlp, position, x).double().sum(dim=0).cpu()
-        counts[group] += len(x)
-
-    with mixture_calls(model, visit):
-        for batch in with_progress(batches, "Measuring the routing"):
-            model(**batch)
-    if not all(counts.values()):
-        raise ValueError("calibration is not allowed to be without tokens: there is nothing to measure on.")
-    return {k: (sums[k] / counts[k]).float() for k in sums}
 
 
 class RidgeRegression:

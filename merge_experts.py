@@ -26,11 +26,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.calibrated_merge import measure_usage, merge_calibrated, mixture_calls, with_progress
+from modernalbert.calibrated_merge import merge_calibrated
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
 from modernalbert.merge_methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
+from modernalbert.mixture_calls import measure_usage, mixture_calls, with_progress
 from modernalbert.modeling_mol import Experts
 
 

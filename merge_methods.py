@@ -29,7 +29,10 @@ from .modeling_mol import Experts, concatenate_experts
 
 
 class MergedExpert(NamedTuple):
-    """One LoRA in place of E, and the share of the averaged deltas' squared norm it keeps, by projection."""
+    """
+    One LoRA in place of E, and, by projection, the share that its rank keeps of the merged delta's squared norm (for
+    `calibrated`, of what the delta makes of its inputs).
+    """
 
     expert: Experts  # E = 1, scaling 1
     energy_in: float

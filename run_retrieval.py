@@ -494,13 +494,14 @@ def merge_and_evaluate(
 
     texts = corpus.texts(range(min(MERGE_CALIBRATION_ROWS, len(corpus))))
     batches = batches_of(texts)
-    text = []
+    measured_on, text = f"the first {len(texts)} documents of {sets[0].name}", []
     if weights == "calibrated":
-        # The documents after those, as long as there are any.
-        text = batches_of(corpus.texts(range(len(texts), min(len(texts) + MERGE_FITTED_ROWS, len(corpus))))) or batches
+        text = batches_of(corpus.texts(range(len(texts), min(len(texts) + MERGE_FITTED_ROWS, len(corpus)))))
+        if not text:  # a small corpus has no documents after those
+            measured_on, text = f"{measured_on}, to which the experts were fitted", batches
     routed = model.transformers_model
     report = merge_as_asked(routed, weights, text, batches)
-    report.measured_on = f"the first {len(texts)} documents of {sets[0].name}"
+    report.measured_on = measured_on
     merged = copy.deepcopy(model)
     merged[0].model = report.model
     evaluate_encoder("merged", merged, sets, figures, data_arguments, training_arguments)

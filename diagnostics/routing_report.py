@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.calibrated_merge import mixture_calls
 from modernalbert.command_line import atomic_folder
+from modernalbert.mixture_calls import mixture_calls
 from modernalbert.modeling_mol import Experts, expert_mask, route
 
 
@@ -115,13 +115,14 @@ class RoutingReport:
             ValueError: the model routes no tokens, or there is no text.
         """
         config = model.config
-        required = {"ffn_modulation": ("mol",), "expert_mixing": ("token",), "num_experts": range(2, 10**9)}
-        for name, allowed in required.items():
-            if getattr(config, name, None) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(config, name, None)!r} is not allowed: a routing report needs a Mixture of LoRAs "
-                    "('mol') of at least 2 experts that routes tokens (expert_mixing='token')."
-                )
+        names = ("ffn_modulation", "expert_mixing", "num_experts")
+        modulation, mixing, num_experts = found = [getattr(config, name, None) for name in names]
+        if modulation != "mol" or mixing != "token" or num_experts < 2:
+            given = ", ".join(f"{name}={value!r}" for name, value in zip(names, found))
+            raise ValueError(
+                f"{given} is not allowed: a routing report needs a Mixture of LoRAs ('mol') of at least 2 experts that "
+                "routes tokens (expert_mixing='token')."
+            )
         tallies: dict[int, _Tally] = {}
         gates: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         by_token = {
@@ -254,8 +255,8 @@ class _Tally:
     def __init__(self, num_experts: int, num_experts_per_tok: int):
         self.num_experts, self.k = num_experts, num_experts_per_tok
         self.num_tokens = 0
-        self.usage = self.slots = self.entropy = self.gate_entropy = self.balance = self.pairs = 0.0
-        self.probabilities = 0.0
+        self.usage = self.slots = self.probabilities = self.pairs = 0.0
+        self.entropy = self.gate_entropy = 0.0
 
     def add(self, router_logits: torch.Tensor) -> torch.Tensor:
         """Count (T, E) logits, and return the gates (T, E) float64, 0 for experts that are not chosen."""

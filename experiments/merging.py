@@ -65,6 +65,7 @@ class MergingArguments:
 
 
 def batches(rows: Dataset, tokenizer, batch_size: int = 32) -> list[dict]:
+    """The rows in their order: input_ids and attention_mask (batch, sequence), labels (batch,)."""
     pairs = [name for name in ("text", "text_pair") if name in rows.column_names]
     result = []
     for start in range(0, len(rows), batch_size):
@@ -78,6 +79,7 @@ def batches(rows: Dataset, tokenizer, batch_size: int = 32) -> list[dict]:
 
 @torch.no_grad()
 def predict(model, judged: list[dict]) -> torch.Tensor:
+    """The likeliest label of each row, (rows,)."""
     return torch.cat([model(**batch).logits.argmax(dim=-1) for batch in judged])
 
 

@@ -12,9 +12,10 @@ from modernalbert import (
     ModernALBERTForSequenceClassification,
     ModernALBERTModel,
 )
-from modernalbert.calibrated_merge import RidgeRegression, gates_of, measure_usage, merge_calibrated
+from modernalbert.calibrated_merge import RidgeRegression, merge_calibrated
 from modernalbert.merge_experts import measure_errors, merge_experts
 from modernalbert.merge_methods import MergeSettings, merge_factors
+from modernalbert.mixture_calls import gates_of, measure_usage
 from modernalbert.modeling_mol import Experts
 
 
