@@ -39,26 +39,32 @@ class Rows(NamedTuple):
 
     expert: int
     tokens: torch.Tensor  # (R,) row of x; no token twice
-    slots: torch.Tensor  # (R,) place in routing weights transposed and flattened, (k T,)
-    is_first: bool  # these are the tokens' first slots
+    slots: torch.Tensor  # (R,) place in routing weights flattened, (T k,)
+    num_first: int  # so many tokens, the leading ones, have not been met before
 
 
 def rows_by_expert(experts_index: torch.Tensor, num_experts: int) -> Iterator[Rows]:
-    """Expert indices (T, k) -> all k T slots: the first slot of every token, expert by expert, then the second, ..."""
-    num_tokens, num_slots = experts_index.shape
-    first_key = torch.arange(num_slots, device=experts_index.device) * num_experts
-    keys = (experts_index + first_key).t().flatten()
-    counts = torch.bincount(keys, minlength=num_slots * num_experts).tolist()
-    for key, group in enumerate(keys.argsort(stable=True).split(counts)):
-        slot, expert = divmod(key, num_experts)
-        for slots in group.split(ROWS) if len(group) else ():
-            yield Rows(expert, slots - slot * num_tokens, slots, is_first=slot == 0)
+    """Expert indices (T, k) -> all T k slots, expert by expert; of an expert those of tokens not met before lead."""
+    num_slots = experts_index.shape[1]
+    # Experts come in their order, so a token is first met in the slot of its lowest.
+    was_met = experts_index > experts_index.amin(dim=1, keepdim=True)
+    keys = (2 * experts_index + was_met).flatten()
+    counts = torch.bincount(keys, minlength=2 * num_experts).view(num_experts, 2).tolist()
+    groups = keys.argsort(stable=True).split([sum(count) for count in counts])
+    for expert, (group, (num_first, _)) in enumerate(zip(groups, counts)):
+        for start in range(0, len(group), ROWS):
+            slots = group[start : start + ROWS]
+            tokens = slots.div(num_slots, rounding_mode="floor")
+            yield Rows(expert, tokens, slots, min(max(num_first - start, 0), len(slots)))
 
 
 def put_rows(target: torch.Tensor, rows: Rows, values: torch.Tensor) -> None:
-    """Add values (R, n) to the rows' tokens in `target` (T, n), or set them at first slots: it starts uninitialised."""
-    put = target.index_copy_ if rows.is_first else target.index_add_
-    put(0, rows.tokens, values.to(target.dtype))
+    """Values (R, n) to the rows' tokens in `target` (T, n), which starts uninitialised: set at first, then added."""
+    values, n = values.to(target.dtype), rows.num_first
+    if n > 0:
+        target.index_copy_(0, rows.tokens[:n], values[:n])
+    if n < len(rows.tokens):
+        target.index_add_(0, rows.tokens[n:], values[n:])
 
 
 class MixSlots(torch.autograd.Function):
@@ -75,7 +81,7 @@ class MixSlots(torch.autograd.Function):
         ctx.save_for_backward(x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, *masks)
         ctx.scaling, ctx.activate = scaling, activate
         experts = wide(Experts(A_in, B_in, A_out, B_out, scaling))
-        gates = routing_weights.t().flatten().to(experts.A_in.dtype)
+        gates = routing_weights.flatten().to(experts.A_in.dtype)
         mixture = base.new_empty(x.shape[0], A_out.shape[-1])
         low_rank = base.new_empty(x.shape[0], x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
@@ -94,7 +100,7 @@ class MixSlots(torch.autograd.Function):
         x, base, routing_weights, experts_index, *factors = ctx.saved_tensors
         masks = DropoutMasks(*factors[4:])
         experts = wide(Experts(*factors[:4], ctx.scaling))
-        gates = routing_weights.t().flatten().to(experts.A_in.dtype)
+        gates = routing_weights.flatten().to(experts.A_in.dtype)
         d_x, d_base, d_gates = torch.empty_like(x), torch.empty_like(base), torch.empty_like(gates)
         d_experts = Experts(*(torch.zeros_like(factor) for factor in experts[:4]), ctx.scaling)
         s = ctx.scaling
@@ -126,15 +132,20 @@ class MixSlots(torch.autograd.Function):
                 d_a = d_h @ experts.B_in[e]
                 d_experts.A_in[e].addmm_(d_a.t(), inputs, alpha=s)
                 put_rows(d_x, rows, pick(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
-        d_weights = d_gates.view(routing_weights.shape[::-1]).t().to(routing_weights.dtype)
+        d_weights = d_gates.view_as(routing_weights).to(routing_weights.dtype)
         d_factors = (gradient.to(factor.dtype) for gradient, factor in zip(d_experts[:4], factors))
         return d_x, d_base, d_weights, None, *d_factors, None, None, None
 
 
 def wide(experts: Experts) -> Experts:
-    """The experts in at least float32."""
+    """The experts in at least float32, every B with its rank first in memory: of small rank, products are faster so."""
     dtype = torch.promote_types(experts.A_in.dtype, torch.float32)
-    return Experts(*(factor.to(dtype) for factor in experts[:4]), experts.scaling)
+
+    def rank_first(B: torch.Tensor) -> torch.Tensor:
+        return B.to(dtype).mT.contiguous().mT
+
+    A_in, B_in, A_out, B_out, scaling = experts
+    return Experts(A_in.to(dtype), rank_first(B_in), A_out.to(dtype), rank_first(B_out), scaling)
 
 
 def pick(mask: torch.Tensor | None, rows: Rows, values: torch.Tensor) -> torch.Tensor:

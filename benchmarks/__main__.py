@@ -24,6 +24,10 @@ FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parent
 TOP = 4  # of the plot's ratios
 REAL_ROWS = ("sst2/train.jsonl", "rte/train.jsonl", "squad_v2/train.json")
+# Batch and length: what a CPU gets through in minutes, and what a GPU needs to be busy. `--quick` takes the first. One
+# short text is there because a group's weights, read once, could serve all its layers from the cache.
+CPU_SHAPES = ((8, 128), (1, 16), (1, 128), (2, 512), (1, 2048), (1, 8192))
+GPU_SHAPES = ((64, 512), (256, 128), (1, 16), (1, 128), (16, 2048), (1, 8192))
 
 
 def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -> list[list[str]]:
@@ -32,27 +36,26 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
     to = ["--device", device, "--output_dir", str(output_dir)]
     common = [*to, "--dtype", "bfloat16" if gpu else "float32"]
     rounds = ["--rounds", "3"] if quick else []
-    # The sizes a CPU gets through in minutes, and a GPU needs to be busy.
-    shapes = [("64", "512")] if gpu else [("8", "128")]
-    if not quick:
-        # One short text: there a group's weights, read once, serve all its layers from the cache.
-        shapes += [("1", "16"), ("1", "128")]
-        shapes += [("64" if gpu else "2", "512"), ("16" if gpu else "1", "2048"), ("1", "8192")]
     runs = [["ffn_speed.py", *common, *rounds, *(["--no-compile"] if quick else [])]]
-    runs += [["encoder_speed.py", *common, *rounds, "--batch", b, "--length", n] for b, n in dict.fromkeys(shapes)]
+    for batch, length in (GPU_SHAPES if gpu else CPU_SHAPES)[: 1 if quick else None]:
+        # What takes a processor a minute a round says enough in two.
+        few = ["--rounds", "2" if length > 4096 else "5"] if not gpu and length > 1024 else []
+        runs.append(["encoder_speed.py", *common, *(rounds or few), "--batch", str(batch), "--length", str(length)])
     if data_dir:
         for rows in REAL_ROWS[: 1 if quick else None]:
             number = ["--num_batches", "1" if not gpu or "squad" in rows else "4"]
             batch = ["--batch", "64" if gpu or "sst2" in rows else "16"]
+            few = [] if gpu else ["--rounds", "5"]
             file = str(Path(data_dir, rows).resolve())
-            runs.append(["encoder_speed.py", *common, *rounds, "--rows", file, *batch, *number])
+            runs.append(["encoder_speed.py", *common, *(rounds or few), "--rows", file, *batch, *number])
     if not quick:
         if not gpu:
             # Few tokens and rounds: a processor without half-precision arithmetic takes seconds for each product.
-            half = ["--dtype", "bfloat16", "--tokens", "256", "--rounds", "3", "--no-compile"]
-            runs.append(["ffn_speed.py", *to, *half])
+            half = [*to, "--dtype", "bfloat16", "--rounds", "3"]
+            runs.append(["ffn_speed.py", *half, "--tokens", "256", "--no-compile"])
+            runs.append(["encoder_speed.py", *half, "--batch", "2", "--length", "128"])
         runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
-        runs.append(["encoder_speed.py", *common, "--compile"])
+        runs.append(["encoder_speed.py", *common, *([] if gpu else ["--rounds", "5"]), "--compile"])
     runs.append(["training_speed.py", *common, *rounds, "--config", str(REPOSITORY / "configs" / "nano")])
     if gpu:
         runs.append(["training_speed.py", *common, "--config", str(REPOSITORY / "configs" / "tiny"), "--rows", "64"])

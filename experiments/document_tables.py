@@ -20,7 +20,7 @@ The tables of figures in the documentation, from the files that were measured.
 A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`, NAME one of
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
-    ffn, sweep, encoder, memory
+    ffn, sweep, encoder, training, memory
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
@@ -100,12 +100,12 @@ FFN_KINDS = {
 }
 ENCODERS = {
     "modernbert": "transformers' ModernBERT, 14 layers",
-    "modernalbert": "ModernALBERT of its shape, 7 groups x 2",
-    "tiny_folded": "Tiny (wider FFN in two groups), merged and folded",
+    "modernalbert": "ModernALBERT",
+    "tiny_folded": "Tiny, folded",
     "tiny": "Tiny with experts",
     "tiny_none": "Tiny without modulation",
-    "bert": "BERT of its depth and width",
-    "albert": "ALBERT of its depth and width",
+    "bert": "BERT",
+    "albert": "ALBERT",
 }
 MEMORIES = {
     "none": "Tiny without modulation",
@@ -257,21 +257,49 @@ def sweep_table(sections: dict[str, dict]) -> str:
 
 
 def encoder_table(sections: dict[str, dict]) -> str:
-    """Whole encoders as ratios to ModernBERT, and Tiny's to itself without modulation."""
-    columns = {}
+    """A line for each shape: ModernBERT's time, others' ratios to it, and Tiny's to itself without modulation."""
+    lines = {}
     for name, section in sections.items():
         if found := re.fullmatch(r"encoder_([^_]+)_(\d+)x(.+?)(_compiled)?", name):
             dtype, batch, rows, compiled = found.groups()
-            rows = f"{batch} x {rows}" if rows.isdecimal() else f"{batch} of {rows}"
-            title = f"{rows}, {dtype}{', compiled' if compiled else ''} ({section['real_tokens']:.0%} real tokens)"
-            columns[title] = section
+            is_length = rows.isdecimal()
+            title = (
+                f"{batch} x {int(rows):,}" if is_length else f"{batch} of {rows} ({section['real_tokens']:.0%} real)"
+            )
+            title += f", {dtype}{', compiled' if compiled else ''}"
+            # Real texts first; of one length in its order, what is not the usual last.
+            order = is_length, dtype != "float32", compiled is not None, int(rows) if is_length else 0
+            lines[order, title] = section
+    compared = [
+        (against, row, f"{label} / {baseline}")
+        for against, baseline in (("modernbert", "ModernBERT"), ("tiny_none", "Tiny without modulation"))
+        for row, label in ENCODERS.items()
+        if row != against and any(row in section[f"against_{against}"] for section in lines.values())
+    ]
+    body = [
+        [
+            title,
+            f"{section['against_modernbert']['modernbert']['median_ms']:,.0f} ms",
+            *(ratio(section[f"against_{against}"], row) for against, row, _ in compared),
+        ]
+        for (_, title), section in sorted(lines.items(), key=lambda line: line[0][0])
+    ]
+    return markdown(["batch x length", "ModernBERT", *(header for _, _, header in compared)], body)
+
+
+def training_table(sections: dict[str, dict]) -> str:
+    """Pretraining steps with and without experts, and the share of them that loading rows would take."""
+    header = ["rows x length", "without experts", "with experts", "ratio", "loading, share of a step"]
     body = []
-    for against, baseline in (("modernbert", "ModernBERT"), ("tiny_none", "Tiny without modulation")):
-        for row, label in ENCODERS.items():
-            cells = [ratio(section[f"against_{against}"], row) for section in columns.values()]
-            if any(cells) and row != against:
-                body.append([f"{label}, to {baseline}", *cells])
-    return markdown(["", *columns], body)
+    for name, section in sections.items():
+        if found := re.fullmatch(r"training_(.+)_([^_]+)_(\d+)x(\d+)", name):
+            size, dtype, rows, length = found.groups()
+            with_experts = next(values for key, values in section.items() if key not in ("none", "loading"))
+            speeds = (f"{values['tokens_per_second']:,.0f} tokens/s" for values in (section["none"], with_experts))
+            share = f"{section['loading']['share_of_step']:.1%}"
+            title = f"{size}, {rows} x {int(length):,}, {dtype}"
+            body.append([title, *speeds, f"{with_experts['ratio']:.2f}x", share])
+    return markdown(header, body)
 
 
 def memory_table(sections: dict[str, dict]) -> str:
@@ -393,6 +421,7 @@ def main() -> None:
         "ffn": lambda: ffn_table(read_benchmarks(benchmarks)),
         "sweep": lambda: sweep_table(read_benchmarks(benchmarks)),
         "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
+        "training": lambda: training_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "merging": lambda: merging_table(RESULTS / "merging.json"),
