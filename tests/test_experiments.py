@@ -54,6 +54,26 @@ def test_strings_of_any_evaluation_file(nano_corpus, tmp_path):
     assert list(nano_corpus.strings_in(value)) == ["A", "B", "C"]
 
 
+def test_rows_without_the_texts_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(REPOSITORY / "experiments")
+    module = load("rows_without")
+    long = "the quick brown fox jumps over the lazy dog"
+    rows = [
+        {"sentence1": "Tonight " + long, "sentence2": "another", "label": 1.0},
+        {"sentence1": "nobody knew", "sentence2": "A very short film!", "label": 2.0},
+        {"sentence1": "a very short film indeed", "sentence2": "Déjà vu, they said", "label": 3.0},
+    ]
+    without = [{"text": long.upper()}, {"text": "A VERY SHORT FILM"}, {"text": "nobody knew"}]
+    for name, lines in (("rows", rows), ("without", without)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["--rows", tmp_path / "rows.jsonl", "--without", tmp_path / "without.jsonl", "--output_file"]
+    code, out, _ = run_command(monkeypatch, capsys, module.command, *arguments, tmp_path / "new" / "kept.jsonl")
+    assert code == 0 and "2 of 3 rows share a text" in out and "1 of its 3 rows" in out
+    assert [json.loads(line) for line in (tmp_path / "new" / "kept.jsonl").open()] == rows[2:]
+    code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, tmp_path / "kept.csv")
+    assert code == 2 and "must end in .jsonl" in error
+
+
 def test_similarity_is_spearmans_correlation_of_cosines(tmp_path, monkeypatch, capsys, nano_tokenizer):
     module = load("embedding_similarity")
     model = tiny_model(ModernALBERTModel, vocab_size=30522)
