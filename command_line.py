@@ -25,6 +25,7 @@ from pathlib import Path
 
 from torch import distributed
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 
 class UserError(ValueError):
@@ -131,6 +132,15 @@ def check_processes(num_processes: int, num_gpus: int) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != num_processes and num_processes == 1:
         raise UserError(f"{started} processes were started, and there is no GPU for them: add --use_cpu True.")
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raise a UserError if what `report_to` names is not installed: Trainer says so only when the data are ready."""
+    try:
+        for callback in get_reporting_integration_callbacks(names):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"--report_to {' '.join(names)} is not allowed: {first_sentence(error)}") from None
 
 
 def first_sentence(error: Exception) -> str:

@@ -30,6 +30,7 @@ from modernalbert.calibrated_merge import merge_calibrated
 from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
+from modernalbert.merge_adapter import as_markdown, load_adapter, save_merged_adapter
 from modernalbert.merge_methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
 from modernalbert.mixture_calls import measure_usage, mixture_calls, with_progress
 from modernalbert.modeling_mol import Experts
@@ -173,7 +174,7 @@ class MergeReport:
         with atomic_folder(folder, replaceable=WRITTEN) as temporary:
             if save != "folded" and self.base is not None:
                 export_to_hub_folder(self.base, tokenizer, temporary / "base", hub_model_id=hub_model_id)
-                self.save_adapter(temporary / "adapter", base_name=hub_model_id or str(folder / "base"))
+                self.save_adapter(temporary / "adapter", base_name=hub_model_id or str(folder.resolve() / "base"))
             if save != "adapter":
                 folded = export_to_hub_folder(self.model, tokenizer, temporary / "folded", hub_model_id=hub_model_id)
                 with (folded / "README.md").open("a", encoding="utf-8") as card:
@@ -431,10 +432,17 @@ def measure_errors(report: MergeReport, model: PreTrainedModel, batches: list[di
 
 @dataclass
 class MergeArguments:
-    """Merge the experts of a ModernALBERT into one adapter."""
+    """Merge the experts of a ModernALBERT, or of a MoL adapter on any model, into one adapter."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
+    model_name_or_path: str = field(
+        metadata={
+            "help": "Folder or Hub name of a ModernALBERT with experts, or of the base of --adapter_name_or_path."
+        }
+    )
     output_dir: str = field(metadata={"help": "Gets adapter/, base/, folded/ and merge_report.{json,md}."})
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "A MoL adapter, of peft, on that base (any model): merge its experts instead."}
+    )
     weights: str | None = field(
         default=None,
         metadata={
@@ -492,7 +500,9 @@ def text_batches(
         raise UserError(f"{flag} {file}: not UTF-8 text (byte {error.start}).") from None
     if not lines:
         raise UserError(f"{flag} {file}: holds no text.")
-    masked_lm = hasattr(model, "decoder")
+    if "MultipleChoice" in type(model).__name__:
+        raise UserError(f"{flag} is not for a model of multiple choice, whose input is several texts at once.")
+    masked_lm = "MaskedLM" in type(model).__name__
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0) if masked_lm else None
     batches = []
     for start in range(0, len(lines), batch_size):
@@ -514,7 +524,13 @@ def main() -> None:
     if arguments.save not in SAVES:
         raise UserError(f"--save {arguments.save} is not allowed: it must be one of {', '.join(SAVES)}.")
     weights = None if arguments.weights is None else parse_weights(arguments.weights)
-    model = load_model(arguments.model_name_or_path)
+    adapter = arguments.adapter_name_or_path
+    if adapter is not None and arguments.method == "calibrated":
+        raise UserError("--method calibrated is not for adapters: it fits a ModernALBERT's own experts.")
+    if adapter is None:
+        model = load_model(arguments.model_name_or_path)
+    else:
+        model = load_adapter(arguments.model_name_or_path, adapter)
     # Half precision would add its rounding to the errors, and processors without it take many times longer.
     dtype = model.dtype
     model = model.float()
@@ -525,16 +541,25 @@ def main() -> None:
         logger.warning("No tokenizer found beside the model: the output will have none either.")
     calibration = None
     if arguments.calibration_file:
-        calibration = text_batches(arguments.calibration_file, model, tokenizer)
+        read_by = model if adapter is None else model.get_base_model()
+        calibration = text_batches(arguments.calibration_file, read_by, tokenizer)
     try:
-        report = merge_experts(model, weights, arguments.method, arguments.rank, calibration, arguments.density)
-        report.measure_latency(model, calibration[0] if calibration else random_batch(model))
-        for merged in filter(None, (report.model, report.base)):
-            merged.to(dtype)
-        report.save(arguments.output_dir, arguments.save, tokenizer, arguments.hub_model_id)
+        options = {"method": arguments.method, "rank": arguments.rank, "density": arguments.density}
+        if adapter is None:
+            report = merge_experts(model, weights, calibration=calibration, **options)
+            report.measure_latency(model, calibration[0] if calibration else random_batch(model))
+            for merged in filter(None, (report.model, report.base)):
+                merged.to(dtype)
+            report.save(arguments.output_dir, arguments.save, tokenizer, arguments.hub_model_id)
+            said = report.to_markdown()
+        else:
+            report = model.base_model.merge_experts(weights or "ema", calibration=calibration, **options)
+            base, output_dir = arguments.model_name_or_path, arguments.output_dir
+            save_merged_adapter(model, report, base, output_dir, WRITTEN, arguments.save, tokenizer, dtype)
+            said = as_markdown(report)
     except ValueError as error:
         raise UserError(str(error)) from None
-    print(report.to_markdown())
+    print(said)
     print(f"Written to {arguments.output_dir}")
     if arguments.push_to_hub:
         # The merged model at the root of the repository, adapter and base in folders of their names.

@@ -285,7 +285,7 @@ def run_task(
     """
     check_run(data_arguments, training_arguments)
     apply_recipe(training_arguments, data_arguments.task_name)
-    model_arguments = start_from_mnli(model_arguments, data_arguments)
+    asked, model_arguments = model_arguments, start_from_mnli(model_arguments, data_arguments)
     task, data = load_data(data_arguments)
     validation_splits = check_splits(training_arguments, list(data))
     choose_best_by(training_arguments, task.metrics)
@@ -294,7 +294,7 @@ def run_task(
     merge_weights = check_merge(
         model_arguments.merge_after, model, bool(validation_splits), training_arguments.do_train
     )
-    checkpoint = begin_run(data_arguments, training_arguments)
+    checkpoint = begin_run(asked, data_arguments, training_arguments)
 
     max_length = min(data_arguments.max_seq_length, tokenizer.model_max_length)
     for split, rows in data.items():

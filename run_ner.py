@@ -259,7 +259,7 @@ def run_task(
     merge_weights = check_merge(
         model_arguments.merge_after, model, bool(validation_splits), training_arguments.do_train
     )
-    checkpoint = begin_run(data_arguments, training_arguments)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments)
 
     rows = {}
     for split, sentences in data.items():

@@ -38,6 +38,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     AutoModel,
@@ -50,12 +51,19 @@ from transformers import (
     set_seed,
 )
 
-from modernalbert.command_line import UserError, check_processes, first_sentence, parse_arguments, run
+from modernalbert.command_line import (
+    UserError,
+    check_processes,
+    check_reporters,
+    first_sentence,
+    parse_arguments,
+    run,
+)
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
 from modernalbert.training.packed_rows import Masking, PackedRows, StreamedRows
-from modernalbert.training.pretraining_trainer import PretrainingTrainer
+from modernalbert.training.pretraining_trainer import PROJECTIONS_FILE, STUDENT, PretrainingTrainer
 from modernalbert.training.run_folder import (
     EARLIER_RUN,
     check_output_dir,
@@ -69,11 +77,12 @@ from modernalbert.training.tokenized_corpus import TokenizedCorpus, load_texts, 
 
 logger = logging.getLogger("run_pretraining")
 
-RUN_FILES = (*EARLIER_RUN, "distillation.safetensors")
+RUN_FILES = (*EARLIER_RUN, PROJECTIONS_FILE)
 # Fields whose difference makes a checkpoint one of another model.
 SHAPE_FIELDS = (
     "vocab_size embedding_size hidden_size intermediate_size mol_intermediate_size num_hidden_layers group_depth "
-    "num_attention_heads ffn_modulation mol_groups num_experts lora_rank"
+    "num_attention_heads ffn_modulation mol_groups mol_positions num_experts lora_rank moa_bottleneck router_per_depth "
+    "skip_first_attn_norm norm_bias attention_bias mlp_bias decoder_bias classifier_bias"
 ).split()
 
 
@@ -452,7 +461,7 @@ def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> 
 
 
 def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None:
-    """Raise a UserError if a checkpoint to continue from is of another model."""
+    """Raise a UserError if a checkpoint to continue from is of a model of another shape."""
     if checkpoint is None:
         return
     try:
@@ -465,6 +474,20 @@ def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None
                 f"{checkpoint} is of another size: {name}={getattr(theirs, name)!r} there, {getattr(config, name)!r} "
                 "here."
             )
+
+
+def check_projections(checkpoint: str | None, model: DistilledStudent) -> None:
+    """Raise a UserError if a checkpoint to continue from has other projections to a teacher's width."""
+    if checkpoint is None:
+        return
+    file = Path(checkpoint) / PROJECTIONS_FILE
+    theirs = {name: values.shape for name, values in load_file(file).items()} if file.is_file() else {}
+    ours = {name: values.shape for name, values in model.state_dict().items() if not name.startswith(STUDENT)}
+    if theirs != ours:
+        raise UserError(
+            f"{checkpoint} was distilled from a teacher of another width, from other layers, or from none: it can only "
+            "be resumed with the same."
+        )
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -500,6 +523,7 @@ def pretrain(
     overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
     check_numbers(data_arguments, training_arguments)
+    check_reporters(training_arguments.report_to)
     distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
     if distillation_arguments.teacher_cache_dir is not None and data_arguments.streaming:
         raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
@@ -511,7 +535,7 @@ def pretrain(
 
     teacher, layer_map, teacher_width = None, (), None
     if distillation.needs_teacher:
-        model = load_teacher(
+        teacher_model = load_teacher(
             model_arguments,
             distillation,
             student.config,
@@ -519,13 +543,13 @@ def pretrain(
             data_arguments.max_seq_length,
             training_arguments.device,
         )
-        teacher_width = model.config.hidden_size
+        teacher_width = teacher_model.config.hidden_size
         try:
-            layers = student.config.num_hidden_layers, model.config.num_hidden_layers
+            layers = student.config.num_hidden_layers, teacher_model.config.num_hidden_layers
             layer_map = distillation.resolved_layer_map(*layers) if distillation.hidden_weight else ()
         except ValueError as error:
             raise UserError(f"--{first_sentence(error)}") from None
-        teacher = Teacher(model, distillation, layer_map)
+        teacher = Teacher(teacher_model, distillation, layer_map)
     try:
         masking = Masking.for_tokenizer(
             tokenizer,
@@ -535,6 +559,8 @@ def pretrain(
         )
     except ValueError as error:
         raise UserError(first_sentence(error)) from None
+    model = DistilledStudent(student, distillation, layer_map, teacher_width)
+    check_projections(checkpoint, model)
     validation = validation_rows(data_arguments, training_arguments, tokenizer, masking)
     if data_arguments.prepare_only:
         corpus = open_corpus(data_arguments, training_arguments, tokenizer)
@@ -545,7 +571,7 @@ def pretrain(
     if has_cache:
         cache_dir = distillation_arguments.teacher_cache_dir
         with training_arguments.main_process_first(local=False):
-            teacher = CachedTeacher(teacher, rows.corpus, cache_dir, model_arguments.teacher_name_or_path)
+            teacher = CachedTeacher(teacher, rows.corpus, cache_dir)
     set_schedule(training_arguments)
     if validation is None:
         training_arguments.eval_strategy = "no"
@@ -555,7 +581,7 @@ def pretrain(
         remove_earlier_run(output_dir, RUN_FILES)
     teacher_input = distillation_arguments.teacher_input or ("masked" if distillation.logits_weight else "clean")
     trainer = PretrainingTrainer(
-        model=DistilledStudent(student, distillation, layer_map, teacher_width),
+        model=model,
         args=training_arguments,
         train_dataset=rows,
         eval_dataset=validation,

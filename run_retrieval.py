@@ -81,7 +81,6 @@ from modernalbert.training.retrieval_rows import (
     read_row_file,
     save_rows,
 )
-from modernalbert.training.run_folder import remove_earlier_run
 from modernalbert.training.task_script import (
     MERGE_CALIBRATION_ROWS,
     MERGE_FITTED_ROWS,
@@ -544,9 +543,7 @@ def run_retrieval(
     if model_arguments.merge_after is not None:
         merge_weights = check_merge(model_arguments.merge_after, model.transformers_model, True)
     batch_size = training_arguments.per_device_eval_batch_size
-    checkpoint = begin_run(data_arguments, training_arguments)
-    if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
-        remove_earlier_run(folder, WRITTEN)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=WRITTEN)
 
     rows, loss = None, None
     if training_arguments.do_train:

@@ -378,7 +378,7 @@ def run_squad(
     # The first process makes the windows, the others read them.
     with training_arguments.main_process_first(local=False):
         data = {name: make_split(name, found, tokenizer, data_arguments) for name, found in questions.items()}
-    checkpoint = begin_run(data_arguments, training_arguments)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments)
 
     validation = data.get("validation")
     make = (tokenizer, training_arguments, data_arguments, may_be_null)

@@ -6,7 +6,8 @@ All benchmarks, one after the other, into <device>.json and <device>.png.
 
 `--quick` takes some minutes: three rounds, no sweep, no compilation; its results go to outputs/benchmarks, those of the
 whole run to the package's benchmarks/results, which the documentation is made of. With `--data_dir` the encoders also
-run on the lengths of real texts (sst2, rte and squad_v2 in it; see docs/data.md). What failed is named at the end.
+run on the lengths of real texts (sst2, rte and squad_v2 in it; see docs/data.md). On a GPU attention is that of
+flash-attn, if it is installed. What failed is named at the end.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from modernalbert.benchmarks.timing import RESULTS_FOLDER, available_device, default_device, device_name
+from modernalbert.command_line import UserError, run
 
 
 FOLDER = Path(__file__).parent
@@ -36,18 +39,20 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
     to = ["--device", device, "--output_dir", str(output_dir)]
     common = [*to, "--dtype", "bfloat16" if gpu else "float32"]
     rounds = ["--rounds", "3"] if quick else []
+    attention = ["--attn_implementation", "flash_attention_2"] if gpu and is_flash_attn_2_available() else []
     runs = [["ffn_speed.py", *common, *rounds, *(["--no-compile"] if quick else [])]]
     for batch, length in (GPU_SHAPES if gpu else CPU_SHAPES)[: 1 if quick else None]:
         # What takes a processor a minute a round says enough in two.
         few = ["--rounds", "2" if length > 4096 else "5"] if not gpu and length > 1024 else []
-        runs.append(["encoder_speed.py", *common, *(rounds or few), "--batch", str(batch), "--length", str(length)])
+        shape = ["--batch", str(batch), "--length", str(length)]
+        runs.append(["encoder_speed.py", *common, *(rounds or few), *attention, *shape])
     if data_dir:
         for rows in REAL_ROWS[: 1 if quick else None]:
             number = ["--num_batches", "1" if not gpu or "squad" in rows else "4"]
             batch = ["--batch", "64" if gpu or "sst2" in rows else "16"]
             few = [] if gpu else ["--rounds", "5"]
             file = str(Path(data_dir, rows).resolve())
-            runs.append(["encoder_speed.py", *common, *(rounds or few), "--rows", file, *batch, *number])
+            runs.append(["encoder_speed.py", *common, *(rounds or few), *attention, "--rows", file, *batch, *number])
     if not quick:
         if not gpu:
             # Few tokens and rounds: a processor without half-precision arithmetic takes seconds for each product.
@@ -56,9 +61,10 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
             runs.append(["encoder_speed.py", *half, "--batch", "2", "--length", "128"])
         runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
         runs.append(["encoder_speed.py", *common, *([] if gpu else ["--rounds", "5"]), "--compile"])
-    runs.append(["training_speed.py", *common, *rounds, "--config", str(REPOSITORY / "configs" / "nano")])
-    if gpu:
-        runs.append(["training_speed.py", *common, "--config", str(REPOSITORY / "configs" / "tiny"), "--rows", "64"])
+    for size in ("nano", "tiny") if gpu else ("nano",):
+        step = ["training_speed.py", *common, *rounds, *attention, "--config", str(REPOSITORY / "configs" / size)]
+        runs.append([*step, *(["--rows", "64", "--row_length", "1024"] if gpu else [])])
+        runs.append([*step, "--fine_tuning", "--rows", "256" if gpu else "32"])
     runs.append(["memory.py", *common, "--batch", "64" if gpu else "2", "--length", "512"])
     return runs
 
@@ -140,6 +146,10 @@ def main() -> None:
     parser.add_argument("--data_dir", help="also the lengths of real texts, from this folder")
     parser.add_argument("--output_dir", help="where <device>.json and <device>.png go")
     arguments = parser.parse_args()
+    if arguments.data_dir:
+        missing = [rows for rows in REAL_ROWS if not Path(arguments.data_dir, rows).is_file()]
+        if missing:
+            raise UserError(f"--data_dir {arguments.data_dir} has no {', '.join(missing)}.")
     output_dir = Path(arguments.output_dir or ("outputs/benchmarks" if arguments.quick else RESULTS_FOLDER)).resolve()
     failed = []
     for command in commands(arguments.quick, arguments.device, arguments.data_dir, output_dir):
@@ -155,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -113,6 +113,7 @@ def main() -> None:
         models = {name: torch.compile(model) for name, model in models.items()}
     real = sum(int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()) for batch in batches)
     results: dict = {"real_tokens": real / sum(batch["input_ids"].numel() for batch in batches)}
+    results["attn_implementation"] = arguments.attn_implementation
 
     seconds = time_in_turn({name: forward(model, batches) for name, model in models.items()}, arguments.rounds)
     for baseline, names in AGAINST.items():

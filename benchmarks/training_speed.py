@@ -12,13 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Speed of a pretraining step: rows from a memory-mapped corpus, masked language model, backward, AdamW.
+Speed of a training step: forward, backward, AdamW.
 
     python benchmarks/training_speed.py                                   # nano, a synthetic corpus
     python benchmarks/training_speed.py --config configs/tiny --device cuda --dtype bfloat16 --rows 64 --row_length 1024
+    python benchmarks/training_speed.py --fine_tuning --rows 32
 
-The model with its experts and the same model without take their steps in turn. "loading" is the time the main process
-waits for rows when it does nothing else: the worst case, since a DataLoader's workers read ahead while it computes.
+A step is one of pretraining: masked words, rows packed from a memory-mapped corpus; or of fine-tuning: a class for each
+sequence of the corpus, padded to the longest. The model with its experts and the same without take their steps in turn.
+"loading" is the time the main process waits for packed rows when it does nothing else: the worst case, since a
+DataLoader's workers read ahead while it computes. On a GPU "step_megabytes" is what a step needs beside weights and
+optimizer states, and MFU is of its peak in bfloat16, for those of PEAK_TFLOPS.
 """
 
 import json
@@ -32,12 +36,24 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
+from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
+from modernalbert.command_line import UserError, first_sentence, run
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent
 from modernalbert.training.packed_rows import Masking, PackedRows
 from modernalbert.training.pretraining_trainer import training_flops
 from modernalbert.training.tokenized_corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
+
+
+# Dense products in bfloat16, by what the GPU's name contains.
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}
+NUM_LOADS = 50
+
+
+def known_peak(device: str) -> float | None:
+    """TFLOP/s of a GPU in bfloat16, if it is known."""
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else ""
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 def synthetic_corpus(folder: Path, vocab_size: int, longest: int, num_sequences: int = 20_000) -> TokenizedCorpus:
@@ -57,7 +73,35 @@ def synthetic_corpus(folder: Path, vocab_size: int, longest: int, num_sequences:
     return TokenizedCorpus(folder)
 
 
-def make_step(model: DistilledStudent, batch: dict[str, torch.Tensor], dtype: torch.dtype):
+def packed_rows(corpus: TokenizedCorpus, config: ModernALBERTConfig, arguments) -> tuple[dict, dict]:
+    """A batch of packed rows with masks, and how long loading takes: the median step, and the mean with planning."""
+    special = np.array(sorted({config.pad_token_id, config.cls_token_id, config.sep_token_id}))
+    masking = Masking(0.3, 1.0, False, 4, config.vocab_size, special, np.zeros(config.vocab_size, dtype=bool))
+    rows = PackedRows(corpus, NUM_LOADS * arguments.rows, arguments.row_length, masking, config.pad_token_id)
+    loader = DataLoader(rows, batch_size=arguments.rows, num_workers=arguments.workers)
+    start = time.perf_counter()
+    batches = list(loader)
+    first_pass = (time.perf_counter() - start) / len(batches)
+    # The second pass has the plan of the block at hand, as all but one step in a thousand have.
+    seconds, start = [], time.perf_counter()
+    for _ in loader:
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    batch = {name: values for name, values in batches[0].items() if name != "clean_input_ids"}
+    loading = {"median_ms": 1000 * statistics.median(seconds), "mean_ms_with_planning": 1000 * first_pass}
+    return batch, loading | {"workers": arguments.workers}
+
+
+def padded_sequences(corpus: TokenizedCorpus, config: ModernALBERTConfig, num_rows: int) -> dict:
+    """The first sequences of the corpus, padded to the longest, with a class each."""
+    sequences = [torch.from_numpy(corpus[i].astype(np.int64)) for i in range(min(num_rows, len(corpus)))]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=config.pad_token_id)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(len(sequences)) % config.num_labels}
+
+
+def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype):
     """A function that takes one whole training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     device = batch["input_ids"].device.type
@@ -75,14 +119,18 @@ def make_step(model: DistilledStudent, batch: dict[str, torch.Tensor], dtype: to
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=7)
     parser.add_argument("--config", default="configs/nano", help="folder with a config.json")
+    parser.add_argument("--fine_tuning", action="store_true", help="a classifier on padded sequences")
     parser.add_argument("--corpus_dir", help="a prepared corpus; default: a synthetic one")
     parser.add_argument("--rows", type=positive, default=8, help="rows of a step")
-    parser.add_argument("--row_length", type=positive, default=256, help="tokens of a row")
+    parser.add_argument("--row_length", type=positive, default=256, help="tokens of a packed row")
     parser.add_argument("--attn_implementation", default="sdpa")
-    parser.add_argument("--workers", type=positive, default=0, help="of the DataLoader whose speed is measured")
-    parser.add_argument("--peak_tflops", type=float, help="of the device in that dtype: reports MFU")
+    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader whose speed is measured")
+    parser.add_argument("--peak_tflops", type=float, help="of the device in that dtype, for MFU; known for some GPUs")
     arguments = parser.parse_args()
-    config = ModernALBERTConfig.from_pretrained(arguments.config)
+    try:
+        config = ModernALBERTConfig.from_pretrained(arguments.config)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {arguments.config} cannot be used: {first_sentence(error)}") from None
     config._attn_implementation = arguments.attn_implementation
 
     with tempfile.TemporaryDirectory() as folder:
@@ -90,60 +138,55 @@ def main() -> None:
             corpus = TokenizedCorpus(arguments.corpus_dir)
         else:
             corpus = synthetic_corpus(Path(folder), config.vocab_size, arguments.row_length)
-        special = np.array(sorted({config.pad_token_id, config.cls_token_id, config.sep_token_id}))
-        masking = Masking(0.3, 1.0, False, 4, config.vocab_size, special, np.zeros(config.vocab_size, dtype=bool))
-        num_loads = 50
-        rows = PackedRows(corpus, num_loads * arguments.rows, arguments.row_length, masking, config.pad_token_id)
-        loader = DataLoader(rows, batch_size=arguments.rows, num_workers=arguments.workers)
-        start = time.perf_counter()
-        batches = list(loader)
-        first_pass = (time.perf_counter() - start) / len(batches)
-        # The second pass has the plan of the block at hand, as all but one step in a thousand have.
-        seconds, start = [], time.perf_counter()
-        for _ in loader:
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-        loading = statistics.median(seconds)
-
-    batch = {name: values.to(arguments.device) for name, values in batches[0].items() if name != "clean_input_ids"}
+        if arguments.fine_tuning:
+            batch, loading = padded_sequences(corpus, config, arguments.rows), None
+        else:
+            batch, loading = packed_rows(corpus, config, arguments)
+    batch = {name: values.to(arguments.device) for name, values in batch.items()}
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     models = {}
     for modulation in ("none", config.ffn_modulation):
         changed = ModernALBERTConfig.from_dict(config.to_dict() | {"ffn_modulation": modulation})
         changed._attn_implementation = arguments.attn_implementation
-        student = ModernALBERTForMaskedLM(changed).to(arguments.device)
-        models[modulation] = DistilledStudent(student, DistillationConfig()).train()
+        if arguments.fine_tuning:
+            model = ModernALBERTForSequenceClassification(changed)
+        else:
+            model = DistilledStudent(ModernALBERTForMaskedLM(changed), DistillationConfig())
+        models[modulation] = model.to(arguments.device).train()
     steps = {name: make_step(model, batch, dtype) for name, model in models.items()}
     results = summarise(time_in_turn(steps, arguments.rounds), "none")
 
     tokens = int(batch["attention_mask"].sum())
-    sequences = int(((batch["position_ids"] == 0) & (batch["attention_mask"] == 1)).sum())
-    masked = int((batch["labels"] != -100).sum())
+    peak = arguments.peak_tflops or (known_peak(arguments.device) if dtype == torch.bfloat16 else None)
     for name, values in results.items():
         values["tokens_per_second"] = 1000 * tokens / values["median_ms"]
-        if arguments.peak_tflops:
+        if peak and not arguments.fine_tuning:
+            sequences = int(((batch["position_ids"] == 0) & (batch["attention_mask"] == 1)).sum())
+            masked = int((batch["labels"] != -100).sum())
             flops = training_flops(models[name].student, tokens, sequences, masked)
-            values["mfu"] = flops / (values["median_ms"] / 1000) / (arguments.peak_tflops * 1e12)
+            values["mfu"] = flops / (values["median_ms"] / 1000) / (peak * 1e12)
+        if torch.device(arguments.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            steps[name]()
+            values["step_megabytes"] = (torch.cuda.max_memory_allocated() - before) / 1e6
         print(
             f"{name:5s} {values['median_ms']:9.1f} ms a step  {values['ratio']:5.2f}x"
             f"  {values['tokens_per_second']:10,.0f} tokens/s"
             + (f"  MFU {values['mfu']:.1%}" if "mfu" in values else "")
+            + (f"  {values['step_megabytes']:,.0f} MB" if "step_megabytes" in values else "")
         )
-    step_seconds = results[config.ffn_modulation]["median_ms"] / 1000
-    results["loading"] = {
-        "median_ms": 1000 * loading,
-        "share_of_step": loading / step_seconds,
-        "mean_ms_with_planning": 1000 * first_pass,
-        "packing_efficiency": tokens / batch["attention_mask"].numel(),
-        "workers": arguments.workers,
-    }
-    print(f"loading {1000 * loading:7.2f} ms a step, {loading / step_seconds:.2%} of it")
-    if torch.device(arguments.device).type == "cuda":
-        results["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    name = f"{Path(arguments.config).name}_{arguments.dtype}_{arguments.rows}x{arguments.row_length}"
-    write_results(arguments, f"training_{name}", results)
+    if loading is not None:
+        loading["share_of_step"] = loading["median_ms"] / results[config.ffn_modulation]["median_ms"]
+        loading["packing_efficiency"] = tokens / batch["attention_mask"].numel()
+        results["loading"] = loading
+        print(f"loading {loading['median_ms']:7.2f} ms a step, {loading['share_of_step']:.2%} of it")
+    results["attn_implementation"] = arguments.attn_implementation
+    kind = "fine_tuning" if arguments.fine_tuning else "training"
+    shape = f"{arguments.rows}x{batch['input_ids'].shape[1] if arguments.fine_tuning else arguments.row_length}"
+    write_results(arguments, f"{kind}_{Path(arguments.config).name}_{arguments.dtype}_{shape}", results)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -288,16 +288,17 @@ def encoder_table(sections: dict[str, dict]) -> str:
 
 
 def training_table(sections: dict[str, dict]) -> str:
-    """Pretraining steps with and without experts, and the share of them that loading rows would take."""
+    """Training steps with and without experts, and the share of them that loading packed rows would take."""
     header = ["rows x length", "without experts", "with experts", "ratio", "loading, share of a step"]
     body = []
     for name, section in sections.items():
-        if found := re.fullmatch(r"training_(.+)_([^_]+)_(\d+)x(\d+)", name):
-            size, dtype, rows, length = found.groups()
+        if found := re.fullmatch(r"(training|fine_tuning)_(.+)_([^_]+)_(\d+)x(\d+)", name):
+            kind, size, dtype, rows, length = found.groups()
             with_experts = next(values for key, values in section.items() if key not in ("none", "loading"))
             speeds = (f"{values['tokens_per_second']:,.0f} tokens/s" for values in (section["none"], with_experts))
-            share = f"{section['loading']['share_of_step']:.1%}"
-            title = f"{size}, {rows} x {int(length):,}, {dtype}"
+            share = f"{section['loading']['share_of_step']:.1%}" if "loading" in section else ""
+            what = "pretraining" if kind == "training" else "fine-tuning, padded"
+            title = f"{size}, {what}, {rows} x {int(length):,}, {dtype}"
             body.append([title, *speeds, f"{with_experts['ratio']:.2f}x", share])
     return markdown(header, body)
 

@@ -130,6 +130,31 @@ def test_real_tokens_alone_are_worked_on_and_it_changes_nothing(attention, side)
         torch.testing.assert_close(actual_gradients[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
 
 
+def test_gradient_checkpointing_works_on_real_tokens_alone_too():
+    ids, mask, sequences = padded("right")
+    model = tiny_model(ModernALBERTModel, torch.float64).train()
+    for group in model.groups:
+        if group.mlp.__class__.__name__ == "MoLFeedForward":
+            group.mlp.mol_router.jitter_noise = 0.0
+    widths, embed = [], model.embeddings.forward
+
+    def watched(*inputs):
+        output = embed(*inputs)
+        widths.append(output.shape[:2])
+        return output
+
+    model.embeddings.forward = watched
+    gradients = []
+    for _ in range(2):
+        model(ids, mask).last_hidden_state[mask.bool()].square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert widths == 2 * [(1, sum(map(len, sequences)))]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-9, rtol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packing_changes_nothing(dtype, tolerance, attention):

@@ -120,7 +120,12 @@ def test_rows_and_averages_of_several_seeds(tmp_path):
         ("wnli", ("eval_accuracy",), [(0.1,)]),
         ("rte", ("eval_accuracy",), [()]),
     ):
-        settings = {"model": "some/where/small", "data_dir": None, "train_file": None, "validation_file": None}
+        settings = {
+            "model_name_or_path": "some/where/small",
+            "data_dir": None,
+            "train_file": None,
+            "validation_file": None,
+        }
         settings |= {"learning_rate": 1e-4, "weight_decay": 0.0, "num_train_epochs": 2.0, "train_batch_size": 64}
         settings |= {"init_from_mnli": None}
         for seed, scores in enumerate(all_scores):
@@ -253,6 +258,12 @@ def test_seeds_of_rows_of_ones_own(monkeypatch, capsys, place):
     row = rows_of(place)["mine", "model", "macro_f1"]
     assert row["seeds"] == [3, 4] and row["settings"]["train_batch_size"] == 6
     assert (place / "out/custom/seed-4/all_results.json").is_file() and not (place / "out/submission").exists()
+    for flag, value, said in (
+        ("--adam_epsilon", 1, "adam_epsilon 1e-08 instead of 1"),
+        ("--test_file", "t", "test_file"),
+    ):
+        code, _, error = run_command(monkeypatch, capsys, glue_command, *words, flag, value)
+        assert code == 2 and f"was run with {said}" in error
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,17 @@ def test_backends_agree_forward_and_backward(backend, k, dropout, tokens):
         torch.testing.assert_close(actual_grads[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("backend", ["auto", *FAST_BACKENDS])
+def test_an_activation_with_weights_gets_their_gradient(backend, caplog):
+    x = torch.randn(300, 32, dtype=torch.float64)
+    _, _, expected = with_gradients(mol_ffn("reference", hidden_activation="prelu").eval(), x)
+    mol = mol_ffn(backend, hidden_activation="prelu").eval()
+    (_, _, actual), said = warnings_of(caplog, lambda: with_gradients(mol, x))
+    assert expected["act.weight"].abs() > 1e-3
+    torch.testing.assert_close(actual["act.weight"], expected["act.weight"], atol=1e-9, rtol=1e-9)
+    assert ("its activation has weights" in said) == (backend == "grouped")
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_backends_agree_in_bfloat16(backend, autocast):

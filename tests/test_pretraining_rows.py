@@ -106,6 +106,7 @@ def test_another_vocabulary_other_files_or_longer_sequences_are_refused(corpus, 
         ("a.bin", b"abc", "a.bin: it must end in .txt, .json, .jsonl, .parquet"),
         ("a.jsonl", b'{"body": "x"}\n', "there is no column 'text'; columns: body"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl: "),
+        ("a.jsonl", b'{"text": 5}\n{"text": 7}\n', "a.jsonl: (the column 'text' holds|there is) no text"),
         ("missing.txt", None, "missing.txt: no such file"),
     ],
 )
@@ -116,6 +117,8 @@ def test_unusable_text_files(tmp_path, tokenizer, name, content, message):
     with pytest.raises(UserError, match=message):
         prepare_corpus({"a": [str(file)]}, tokenizer, tmp_path / "corpus", max_seq_length=16)
     assert not (tmp_path / "corpus").exists()
+    with pytest.raises(UserError, match=message.replace("in it", "in its first 1,000 rows")):
+        list(load_texts([str(file)], "text", streaming=True))
 
 
 # --- packing

@@ -263,6 +263,15 @@ def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(monkeypatch
     assert "checkpoint-12 was cut off" in caplog.text and f"Continuing from {out / 'checkpoint-10'}" in caplog.text
     again = json.loads((out / "all_results.json").read_text())
     assert again["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-5)
+    # another task, or other rows, does not go on from there
+    (out / "all_results.json").unlink()
+    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, "--max_train_samples", 7)
+    assert code == 2 and "was run with max_train_samples None instead of 7: choose another folder" in error
+    code, _, error = glue(
+        monkeypatch, capsys, workplace, *arguments, "--max_train_samples", 7, "--overwrite_output_dir"
+    )
+    assert code == 0, error
+    assert json.loads((out / "all_results.json").read_text())["train_samples"] == 7
 
 
 def test_the_best_checkpoint_is_chosen_by_the_tasks_metric(monkeypatch, capsys, workplace):

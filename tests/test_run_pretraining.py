@@ -240,7 +240,7 @@ def test_distilling_logits_from_a_modernbert(pretrain, models, tmp_path):
     assert history[-1]["logits_loss"] < 0.9 * history[0]["logits_loss"]
 
 
-def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_path, monkeypatch):
+def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_path, monkeypatch, capsys):
     corpus = {"corpus_dir": tmp_path / "corpus", "validation_file": text / "held_out.txt", **distilled(models)}
     plain = pretrain(tmp_path / "plain", **corpus)
     cached = {**corpus, "teacher_cache_dir": tmp_path / "cache"}
@@ -258,6 +258,16 @@ def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_
     assert losses(first) == pytest.approx(losses(plain), rel=1e-3) and losses(second) == losses(first)
     held_out = json.loads((tmp_path / "second" / "all_results.json").read_text())
     assert "eval_hidden_loss" in held_out and 0 < len(asked) < 8
+    # another teacher's answers are not taken for its, whatever its folder is called
+    other = tmp_path / "elsewhere" / Path(cached["teacher_name_or_path"]).name
+    teacher = BertModel.from_pretrained(cached["teacher_name_or_path"])
+    torch.nn.init.normal_(teacher.encoder.layer[0].output.dense.weight)
+    teacher.save_pretrained(other)
+    for file in Path(cached["teacher_name_or_path"]).glob("tokenizer*"):
+        (other / file.name).write_text(file.read_text())
+    options = arguments(models, text, tmp_path / "third", **(cached | {"teacher_name_or_path": other}))
+    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    assert code == 2 and "the cache is of another teacher" in error, error
 
 
 def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, monkeypatch, capsys):
@@ -296,6 +306,7 @@ def bad_inputs():
             "--teacher_cache_dir needs clean input",
         ),
         ({"output_dir": "train.txt"}, "is a file"),
+        ({"report_to": "elsewhere"}, "--report_to elsewhere is not allowed"),
     ]
 
 
@@ -319,12 +330,19 @@ def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, capsys
 
 def test_a_checkpoint_of_another_size_is_refused(pretrain, models, text, tmp_path, monkeypatch, capsys):
     pretrain(tmp_path / "run", save_strategy="steps", save_steps=4, max_steps=4)
-    tiny_config(**(NANO | {"num_experts": 8})).save_pretrained(tmp_path / "larger")
-    for file in (models / "student").glob("tokenizer*"):
-        (tmp_path / "larger" / file.name).write_text(file.read_text())
     checkpoint = tmp_path / "run" / "checkpoint-4"
-    options = arguments(
-        models, text, tmp_path / "new", model_name_or_path=tmp_path / "larger", resume_from_checkpoint=checkpoint
-    )
-    code, _, error = run_command(monkeypatch, capsys, command, *options)
-    assert code == 2 and "checkpoint-4 is of another size: num_experts=4 there, 8 here" in error, error
+
+    def resume(**changes) -> str:
+        options = arguments(models, text, tmp_path / "new", resume_from_checkpoint=checkpoint, **changes)
+        code, _, error = run_command(monkeypatch, capsys, command, *options)
+        assert code == 2
+        return error
+
+    for name, value, theirs in (("num_experts", 8, 4), ("router_per_depth", True, False), ("mlp_bias", True, False)):
+        tiny_config(**(NANO | {name: value})).save_pretrained(tmp_path / name)
+        for file in (models / "student").glob("tokenizer*"):
+            (tmp_path / name / file.name).write_text(file.read_text())
+        said = f"checkpoint-4 is of another size: {name}={theirs} there, {value} here"
+        assert said in resume(model_name_or_path=tmp_path / name)
+    # the teacher is of another width, so the run has projections, and the checkpoint none
+    assert "distilled from a teacher of another width" in resume(**distilled(models))

@@ -153,6 +153,18 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(retrieval, tmp_path,
     assert (tmp_path / "out/train_rows.jsonl").read_text() == rows
 
 
+def test_figures_of_a_run_that_was_cut_off_are_those_of_its_model(
+    retrieval, workplace, tmp_path, monkeypatch, capsys, caplog
+):
+    first = retrieval(flags=["--no_do_train"])
+    (tmp_path / "out/all_results.json").unlink()
+    assert retrieval(flags=["--no_do_train"]) == first and "are there already" in caplog.text
+    (tmp_path / "out/all_results.json").unlink()
+    other = options(workplace, tmp_path / "out", model_name_or_path=workplace / "teacher")
+    code, _, error = run_command(monkeypatch, capsys, retrieval_command, *other, "--no_do_train")
+    assert code == 2 and f"was run with model_name_or_path {workplace / 'model'} instead of" in error
+
+
 def test_mined_negatives_are_documents_that_are_not_relevant(retrieval, workplace, tmp_path):
     results = retrieval(mine_hard_negatives=2, num_train_epochs=6)
     rows = [json.loads(line) for line in (tmp_path / "out/train_rows.jsonl").read_text().splitlines()]

@@ -416,7 +416,7 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "| 8 x 128, float32 | 10 ms | 0.99x | 1.05x |",
     ]
     assert module.training_table(sections).splitlines()[2:] == [
-        "| nano, 4 x 256, float32 | 1,000 tokens/s | 800 tokens/s | 1.25x | 0.3% |"
+        "| nano, pretraining, 4 x 256, float32 | 1,000 tokens/s | 800 tokens/s | 1.25x | 0.3% |"
     ]
     assert module.memory_table(sections).splitlines()[2:] == [
         "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB |"

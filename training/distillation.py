@@ -18,6 +18,7 @@ What a student learns from: masked words, and a teacher's logits, hidden states 
 Both work on packed rows and agree on one order: the real tokens of a batch, row after row, and its sequences likewise.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -167,6 +168,7 @@ class Teacher:
         wanted = torch.ones_like(ids, dtype=torch.bool)
         if self.config.logits_weight and self.config.logits_positions == "masked":
             wanted = labels[real] != -100
+        rank_of_wanted = wanted.cumsum(0) - 1
         lengths = torch.bincount(sequences, minlength=num_sequences)
         starts = lengths.cumsum(0) - lengths
 
@@ -179,7 +181,7 @@ class Teacher:
             mask = columns < lengths[members, None]
             places = (starts[members, None] + columns)[mask]
             padded = ids.new_zeros(mask.shape).masked_scatter_(mask, ids[places])
-            outputs, last = self._run(padded, mask)
+            outputs, last = self._run(padded, mask, mask.clone().masked_scatter_(mask, wanted[places]))
             if self.config.hidden_weight:
                 for state in teacher_states:
                     values = outputs.hidden_states[state][mask]
@@ -189,23 +191,30 @@ class Teacher:
                 pooled = means.new_empty(num_sequences, means.shape[-1]) if pooled is None else pooled
                 pooled[members] = means
             if self.config.logits_weight:
-                values = outputs.logits[mask]
-                logits = values.new_empty(len(ids), values.shape[-1]) if logits is None else logits
-                logits[places] = values
+                values = outputs.logits
+                logits = values.new_empty(int(wanted.sum()), values.shape[-1]) if logits is None else logits
+                logits[rank_of_wanted[places[wanted[places]]]] = values
         return TeacherOutputs(
             hidden_states=tuple(hidden[teacher] for _, teacher in self.layer_map) if hidden else (),
             pooled=pooled,
-            logits=None if logits is None else logits[wanted],
+            logits=logits,
         )
 
-    def _run(self, input_ids: torch.Tensor, mask: torch.Tensor):
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=mask.long(),
-            # A model with a head gives its last state among these only.
-            output_hidden_states=bool(self.config.hidden_weight or self.config.pooled_weight),
-            return_dict=True,
-        )
+    def _run(self, input_ids: torch.Tensor, mask: torch.Tensor, wanted: torch.Tensor):
+        """Outputs, and the last state, for a padded batch; logits (n, V) of the n tokens that are wanted alone."""
+        with contextlib.ExitStack() as stack:
+            if self.config.logits_weight:
+                # The decoder is as wide as the vocabulary: it is not run on tokens whose logits nobody asks for.
+                decoder = self.model.get_output_embeddings()
+                hook = decoder.register_forward_pre_hook(lambda _, inputs: (inputs[0][wanted], *inputs[1:]))
+                stack.callback(hook.remove)
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=mask.long(),
+                # A model with a head gives its last state among these only.
+                output_hidden_states=bool(self.config.hidden_weight or self.config.pooled_weight),
+                return_dict=True,
+            )
         return outputs, outputs.hidden_states[-1] if outputs.hidden_states else None
 
 

@@ -29,6 +29,13 @@ from modernalbert.command_line import UserError, first_sentence
 from modernalbert.evaluation.glue import GLUE_TASKS, Task
 from modernalbert.training.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.training.run_folder import remove_earlier_run
+from modernalbert.training.run_settings import (
+    SETTINGS_FILE,
+    inputs_of,
+    keep_settings,
+    other_settings,
+    refuse_other_settings,
+)
 from modernalbert.training.task_files import files_of_task, infer_task
 from modernalbert.training.task_script import (
     RUN_FILES,
@@ -43,7 +50,6 @@ from modernalbert.training.task_script import (
 logger = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
-SETTINGS_FILE = "run_settings.json"
 # What decides the outcome of a run, beside model, rows and batch size.
 TRAINING_SETTINGS = (
     "learning_rate",
@@ -52,13 +58,20 @@ TRAINING_SETTINGS = (
     "max_steps",
     "warmup_steps",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "train_sampling_strategy",
     "label_smoothing_factor",
     "max_grad_norm",
     "bf16",
     "fp16",
     "do_train",
     "eval_strategy",
+    "eval_steps",
     "load_best_model_at_end",
     "metric_for_best_model",
     "seed",
@@ -85,11 +98,10 @@ class Run:
     @property
     def results(self) -> dict[str, float] | None:
         """What it measured with these settings, once it is finished."""
-        files = self.folder / "all_results.json", self.folder / SETTINGS_FILE
-        if not all(file.is_file() for file in files):
+        file = self.folder / "all_results.json"
+        if not (file.is_file() and (self.folder / SETTINGS_FILE).is_file()):
             return None
-        measured, settings = (json.loads(file.read_text()) for file in files)
-        return measured if settings == self.settings else None
+        return None if other_settings(self.folder, self.settings) else json.loads(file.read_text())
 
     def __str__(self):
         return f"{self.task.name} with seed {self.seed}"
@@ -124,7 +136,7 @@ def run_suite(
     output_dir, overwrite = Path(training_arguments.output_dir), data_arguments.overwrite_output_dir
     if not overwrite:
         for run in runs:
-            check_settings(run)
+            refuse_other_settings(run.folder, run.settings)
     training_arguments.distributed_state.wait_for_everyone()  # all have looked before one writes
 
     is_first_process = training_arguments.process_index == 0
@@ -135,10 +147,9 @@ def run_suite(
         if kept:
             continue
         if is_first_process:
-            run.folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 remove_earlier_run(run.folder, RUN_FILES)
-            (run.folder / SETTINGS_FILE).write_text(json.dumps(run.settings, indent=2) + "\n")
+            keep_settings(run.folder, run.settings)
         try:
             check_start(run, runs)
             run_task(*run.arguments)
@@ -236,34 +247,13 @@ def settings_of(
     model_arguments: ModelArguments, data_arguments: TaskDataArguments, training_arguments: TrainingArguments
 ) -> dict:
     """All that decides the outcome of a run."""
-    values = training_arguments.to_dict()
+    values = json.loads(training_arguments.to_json_string())
     parts = training_arguments.world_size * training_arguments.gradient_accumulation_steps
-    return {
-        "model": model_arguments.model_name_or_path,
-        "init_from_mnli": data_arguments.init_from_mnli,
-        "expert_mixing": model_arguments.expert_mixing,
-        "merge_after": model_arguments.merge_after,
-        "task_name": data_arguments.task_name,
-        "data_dir": data_arguments.data_dir,
-        "train_file": data_arguments.train_file,
-        "validation_file": data_arguments.validation_file,
-        "max_seq_length": data_arguments.max_seq_length,
-        "max_train_samples": data_arguments.max_train_samples,
-        "max_eval_samples": data_arguments.max_eval_samples,
-        "train_batch_size": training_arguments.per_device_train_batch_size * parts,
-    } | {name: values[name] for name in TRAINING_SETTINGS}
-
-
-def check_settings(run: Run) -> None:
-    """Refuse to go on with a run, or to count one, that had other settings."""
-    file = run.folder / SETTINGS_FILE
-    if not file.is_file():
-        return
-    earlier = json.loads(file.read_text())
-    other = [name for name in run.settings if earlier.get(name) != run.settings[name]]
-    if other:
-        said = ", ".join(f"{name} {earlier.get(name)} instead of {run.settings[name]}" for name in other)
-        raise UserError(f"{run.folder} was run with {said}: choose another folder, or add --overwrite_output_dir.")
+    return (
+        inputs_of(model_arguments, data_arguments)
+        | {"train_batch_size": training_arguments.per_device_train_batch_size * parts}
+        | {name: values.get(name) for name in TRAINING_SETTINGS}
+    )
 
 
 def check_start(run: Run, runs: Sequence[Run]) -> None:
@@ -306,7 +296,7 @@ def table_rows(runs: Sequence[Run], command: str) -> list[dict]:
                 {
                     "data": data_name(settings, name) + part.replace("_", ", "),
                     "task": name,
-                    "model": Path(settings["model"]).name + (", merged" if kind == "merged" else ""),
+                    "model": Path(settings["model_name_or_path"]).name + (", merged" if kind == "merged" else ""),
                     "metric": metric,
                     "mean": statistics.mean(scores),
                     "deviation": statistics.stdev(scores) if len(scores) > 1 else None,

@@ -33,7 +33,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from modernalbert.command_line import UserError, check_processes, first_sentence
+from modernalbert.command_line import UserError, check_processes, check_reporters, first_sentence
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
 from modernalbert.merge_experts import MergeReport, measure_errors, merge_experts, parse_weights
 from modernalbert.training.run_folder import (
@@ -42,6 +42,13 @@ from modernalbert.training.run_folder import (
     checkpoint_to_resume,
     has_no_weights,
     remove_earlier_run,
+)
+from modernalbert.training.run_settings import (
+    SETTINGS_FILE,
+    inputs_of,
+    keep_settings,
+    other_settings,
+    refuse_other_settings,
 )
 
 
@@ -284,10 +291,14 @@ def merge_as_asked(
 def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> None:
     """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
+    check_reporters(training_arguments.report_to)
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
         value = getattr(data_arguments, name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least 1.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training_arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(training_arguments, name)} is not allowed: it must be at least 1.")
     check_output_dir(
         Path(training_arguments.output_dir),
         data_arguments.overwrite_output_dir,
@@ -316,14 +327,38 @@ def choose_best_by(training_arguments: TrainingArguments, metrics: Sequence[str]
     training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
 
 
-def begin_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> str | None:
-    """Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one."""
+def begin_run(
+    model_arguments: ModelArguments,
+    data_arguments: BaseDataArguments,
+    training_arguments: TrainingArguments,
+    reused: Sequence[str] = (),
+) -> str | None:
+    """
+    Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one.
+
+    Args:
+        reused: Names in the output folder that a run goes on with, too, if they are there.
+
+    Raises:
+        UserError: an earlier run in the folder, which this one would go on with, was of another model or other rows.
+    """
     output_dir = Path(training_arguments.output_dir)
-    if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
-        remove_earlier_run(output_dir, RUN_FILES)
+    settings = inputs_of(model_arguments, data_arguments)
+    is_first = training_arguments.process_index == 0
+    if data_arguments.overwrite_output_dir and is_first:
+        remove_earlier_run(output_dir, (*RUN_FILES, *reused))
     # The first process first: the others must find the folder as it leaves it.
     with training_arguments.main_process_first(local=False):
-        return checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
+        checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
+        is_inside = checkpoint is not None and output_dir.resolve() in Path(checkpoint).resolve().parents
+        if is_inside or any((output_dir / name).exists() for name in reused):
+            refuse_other_settings(output_dir, settings)
+        elif is_first and other_settings(output_dir, settings):
+            (output_dir / SETTINGS_FILE).unlink()
+        # One task of a suite finds more settings there than these.
+        if is_first and not (output_dir / SETTINGS_FILE).is_file():
+            keep_settings(output_dir, settings)
+        return checkpoint
 
 
 def first_rows(data: Dataset, split: str, arguments: TaskDataArguments) -> Dataset:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a teacher said about a corpus, kept on disk: it answers once per sequence, not once per pass and per student."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -40,19 +41,18 @@ class CachedTeacher:
         teacher: Answers for sequences that are not known yet; without logits, which depend on the masks.
         corpus: The prepared corpus that the rows come from.
         folder: Of the cache; made if it is not there.
-        name: Of the teacher, so that another one's answers are not taken for its.
 
     Raises:
         UserError: the folder is of another teacher, corpus or choice of states.
     """
 
-    def __init__(self, teacher: Teacher, corpus: TokenizedCorpus, folder: str | Path, name: str):
+    def __init__(self, teacher: Teacher, corpus: TokenizedCorpus, folder: str | Path):
         self.teacher, self.folder = teacher, Path(folder)
         config = teacher.config
         states = sorted({state for _, state in teacher.layer_map}) if config.hidden_weight else []
         width = teacher.model.config.hidden_size
         manifest = {
-            "teacher": Path(name).name,
+            "teacher": fingerprint(teacher.model),
             "width": width,
             "states": states,
             "pooled": bool(config.pooled_weight),
@@ -111,3 +111,13 @@ class CachedTeacher:
             hidden_states=tuple(read(f"hidden_{state}", tokens) for _, state in hidden),
             pooled=read("pooled", sequences) if "pooled" in self.arrays else None,
         )
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of the weights as bfloat16, so that a teacher has the same in float32 and in half precision."""
+    digest = hashlib.sha256()
+    for name, values in model.state_dict().items():
+        values = values.to(torch.bfloat16) if values.is_floating_point() else values
+        digest.update(name.encode())
+        digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -255,26 +255,33 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
         )
     if streaming:
         check_stream(data, files, text_column)
+    elif len(data) and not any(isinstance(text, str) for text in data[:STREAM_PEEK][text_column]):
+        raise UserError(f"{', '.join(files)}: the column {text_column!r} holds no text in its first rows.")
     return data
 
 
-# Rows of a stream that are looked at before anything long starts.
+# Rows that are looked at before anything long starts.
 STREAM_PEEK = 1000
 
 
 def check_stream(rows: Iterable[dict], files: Sequence[str], text_column: str) -> None:
-    """Raise a UserError if the first rows of a stream have no such column, or nothing but blanks in it."""
-    for row in islice(rows, STREAM_PEEK):
-        if text_column not in row:
-            raise UserError(f"{', '.join(files)}: there is no column {text_column!r}; columns: {', '.join(row)}.")
-        if tokenizable([row[text_column]]):
-            return
+    """Raise a UserError if the first rows of a stream cannot be read, or have no text in that column."""
+    try:
+        for row in islice(rows, STREAM_PEEK):
+            if text_column not in row:
+                raise UserError(f"{', '.join(files)}: there is no column {text_column!r}; columns: {', '.join(row)}.")
+            if tokenizable([row[text_column]]):
+                return
+    except UserError:
+        raise
+    except Exception as error:  # of whatever library reads the files
+        raise UserError(f"{', '.join(files)}: {first_sentence(error.__cause__ or error)}") from None
     raise UserError(f"{', '.join(files)}: there is no text in its first {STREAM_PEEK:,} rows.")
 
 
 def tokenizable(texts: list[str | None]) -> list[str]:
-    """The texts that are neither missing nor blank."""
-    return [text for text in texts if text and not text.isspace()]
+    """The texts that are neither missing nor blank; a number is none."""
+    return [text for text in texts if isinstance(text, str) and text and not text.isspace()]
 
 
 def check_text_file(path: Path) -> str:
