@@ -9,10 +9,11 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .configuration_modernalbert import ModernALBERTConfig
+from .configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from .hub import export_to_hub_folder
 from .modeling_modernalbert import (
     ModernALBERTForMaskedLM,
@@ -29,9 +30,21 @@ from .upcycle import upcycle_modernbert
 
 __version__ = "0.1.0"
 
+
+class _OriginalRelease(PreTrainedConfig):
+    """The original authors' release: the Auto classes know its name only to say that it is another code's format."""
+
+    model_type = "ModernALBERT"
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        refuse_original_release(config_dict)
+
+
 # The first import wins: a second copy of this package (a test runner's, say) must not take over its classes.
 if ModernALBERTConfig.model_type not in CONFIG_MAPPING:
     AutoConfig.register(ModernALBERTConfig.model_type, ModernALBERTConfig)
+    AutoConfig.register(_OriginalRelease.model_type, _OriginalRelease)
 for _auto_class, _model_class in (
     (AutoModel, ModernALBERTModel),
     (AutoModelForMaskedLM, ModernALBERTForMaskedLM),

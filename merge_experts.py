@@ -43,6 +43,13 @@ METHODS = (*MERGE_METHODS, "calibrated")
 # Of so many calibration batches, `calibrated` leaves one out of the fit.
 HOLD_OUT = 5
 SAVES = ("adapter", "folded", "both")
+# peft's types of task, by the ends of our classes' names; masked words have none.
+TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "Model": "FEATURE_EXTRACTION",
+}
 # What a merge writes, and may therefore replace.
 WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
 
@@ -187,8 +194,10 @@ class MergeReport:
         """Write the merged experts as a `LoraConfig` checkpoint that plain peft loads on `base`."""
         prefix = "" if self.base.base_model is self.base else f"{self.base.base_model_prefix}."
         targets = [f"{prefix}groups.{k}.mlp.{name}" for k in self.experts for name in ("Wi", "Wo")]
-        # alpha = rank: the scale is already in the factors. Full paths: a bare "Wo" would hit attention too.
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets)
+        # alpha = rank: the scale is already in the factors. Full paths: a bare "Wo" would hit attention too. By the
+        # task's type peft's Auto classes find the base's; with it, peft keeps the head in the adapter as well.
+        task = next((task for name, task in TASK_TYPES.items() if type(self.base).__name__.endswith(name)), None)
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets, task_type=task)
         model = get_peft_model(copy.deepcopy(self.base), config)
         with torch.no_grad():
             for k, expert in self.experts.items():

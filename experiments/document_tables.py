@@ -315,6 +315,7 @@ def memory_table(sections: dict[str, dict]) -> str:
         "kept for the backward",
         "optimizer",
         "weights",
+        "loading",
     ]
     body = [
         [
@@ -323,6 +324,7 @@ def memory_table(sections: dict[str, dict]) -> str:
             f"{values['kept_megabytes']:,.0f} MB ({values['kept_ratio']:.2f}x)",
             f"{values['optimizer_megabytes']:,.0f} MB",
             f"{values['megabytes_on_disk']:,.0f} MB",
+            f"{values['load_seconds']:.2f} s",
         ]
         for row, label in MEMORIES.items()
         if (values := sections[found].get(row))

@@ -46,6 +46,7 @@ def test_defaults_are_tiny():
         ({"lora_rank": 0}, "lora_rank=0", "at least 1"),
         ({"lora_alpha": 0}, "lora_alpha=0", "above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0", "[0, 1)"),
+        ({"lora_alpha": float("inf")}, "lora_alpha=inf", "a number above 0"),
         ({"num_attention_heads": 5}, "num_attention_heads=5", "divisor of hidden_size=32"),
         ({"num_attention_heads": 32}, "num_attention_heads=32", "even"),
         ({"ffn_modulation": "moe"}, "ffn_modulation='moe'", "'mol', 'moa', 'depth_lora', 'none'"),
@@ -119,6 +120,8 @@ def test_a_file_of_a_newer_transformers_only_warns(tmp_path):
 
 def test_the_original_release_is_named_as_another_format(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "ModernALBERT", "group_depth": 2}))
+    with pytest.raises(ValueError, match="original authors' release"):
+        AutoConfig.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="original authors' release"):
         ModernALBERTConfig.from_pretrained(tmp_path)
 

@@ -8,13 +8,20 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AutoPeftModelForFeatureExtraction,
+    AutoPeftModelForSequenceClassification,
+    AutoPeftModelForTokenClassification,
+    LoraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from small_models import run_command, tiny_model
 
 from modernalbert import (
     ModernALBERTForMaskedLM,
     ModernALBERTForSequenceClassification,
+    ModernALBERTForTokenClassification,
     ModernALBERTModel,
 )
 from modernalbert.merge_experts import command as merge_command
@@ -229,6 +236,24 @@ def test_stock_peft_serves_the_adapter_where_the_package_cannot_be_imported(tmp_
     assert (logits["plain"] - logits["folded"]).abs().max() > 0.01
     report_file = json.loads((tmp_path / "merged/merge_report.json").read_text())
     assert report_file["groups"][0]["relative_error"] > 0 and report_file["rank"] == 16
+
+
+@pytest.mark.parametrize(
+    "model_class, auto_class",
+    [
+        (ModernALBERTForSequenceClassification, AutoPeftModelForSequenceClassification),
+        (ModernALBERTForTokenClassification, AutoPeftModelForTokenClassification),
+        (ModernALBERTModel, AutoPeftModelForFeatureExtraction),
+    ],
+)
+def test_pefts_auto_classes_find_the_base_from_anywhere(model_class, auto_class, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = merge_experts(tiny_model(model_class), "uniform")
+    report.save("merged")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapted = auto_class.from_pretrained(tmp_path / "merged" / "adapter").eval()
+    torch.testing.assert_close(adapted(input_ids=IDS)[0], report.model(IDS)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_command_line(tmp_path, nano_tokenizer, monkeypatch, capsys):

@@ -387,7 +387,7 @@ MEASURED = {
     "memory_float32_2x512": {
         "none": {
             "peak_megabytes": 1000.0, "peak_ratio": 1.0, "kept_megabytes": 500.0, "kept_ratio": 1.0,
-            "optimizer_megabytes": 300.0, "megabytes_on_disk": 150.0,
+            "optimizer_megabytes": 300.0, "megabytes_on_disk": 150.0, "load_seconds": 0.2,
         }
     },
 }  # fmt: skip
@@ -419,7 +419,7 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "| nano, pretraining, 4 x 256, float32 | 1,000 tokens/s | 800 tokens/s | 1.25x | 0.3% |"
     ]
     assert module.memory_table(sections).splitlines()[2:] == [
-        "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB |"
+        "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB | 0.20 s |"
     ]
     for broken in ("[", "[]", '{"ffn": 3}'):
         file.write_text(broken)

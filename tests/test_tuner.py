@@ -348,6 +348,7 @@ def test_it_compiles_whole(name):
         ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is not allowed: it must be at most num_experts=8"),
         ({"expert_mixing": "mean"}, "expert_mixing='mean' is not allowed"),
         ({"lora_alpha": "16"}, "lora_alpha='16' is not allowed: it must be a number greater than 0"),
+        ({"lora_dropout": "x"}, "lora_dropout='x' is not allowed: it must be a number from 0 to below 1"),
         ({"target_modules": "all-linear"}, "target_modules='all-linear' is not allowed"),
         ({"ffn_projections": {"up": "a"}}, "ffn_projections={'up': 'a'} is not allowed"),
         ({"num_frozen_experts": 9}, "num_frozen_experts=9 is not allowed"),

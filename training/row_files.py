@@ -51,6 +51,8 @@ def read_rows(file: str) -> list[tuple[str, dict]]:
             rows = _read_csv(file, "\t" if path.suffix == ".tsv" else ",")
         else:
             rows = _read_json(file)
+    except UserError:
+        raise  # said with its place
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}).") from None
     except (OSError, ValueError) as error:
