@@ -169,7 +169,13 @@ def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: Dropou
     return pick(masks.ffn, rows, activate(h))
 
 
-@register_mol_backend("grouped", traceable=False)
+def why_not_grouped(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
+    """The reason why it cannot be used, or None."""
+    # The backward pass differentiates the activation by its input alone.
+    return "its activation has weights, which would get no gradient" if ffn.activation_learns else None
+
+
+@register_mol_backend("grouped", traceable=False, why_not=why_not_grouped)
 def grouped_mol(
     x: torch.Tensor,
     routing_weights: torch.Tensor,

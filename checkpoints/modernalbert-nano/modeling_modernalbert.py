@@ -676,12 +676,14 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         Where a padded batch's real tokens lie, or None where the batch is to be worked on as it is.
 
         Not while a graph is traced, for which the number of tokens would be a constant; nor where something hooks into
-        the encoder's modules, which may count on rows being sequences (adapters chosen row by row, for one).
+        the encoder's modules, which may count on rows being sequences (adapters chosen row by row, for one). The hook
+        that gradient checkpointing puts on the embeddings counts on nothing.
         """
         if getattr(attention_mask, "ndim", 0) != 2 or is_tracing(attention_mask):
             return None
         inner = (module for child in self.children() for module in child.modules())
-        if any(getattr(module, hooks) for module in inner for hooks in HOOKS):
+        hooks = (hook for module in inner for name in HOOKS for hook in getattr(module, name).values())
+        if any(getattr(hook, "__name__", None) != "make_inputs_require_grads" for hook in hooks):
             return None
         return PaddedBatch.of(attention_mask.to(device))
 

@@ -161,6 +161,7 @@ class FFN(NamedTuple):
     activate: Callable[[torch.Tensor], torch.Tensor]  # (..., n_in) -> (..., f)
     project_out: Callable[[torch.Tensor], torch.Tensor]  # (..., f) -> (..., d)
     glu_activation: str | None = None  # of a GLU whose activated half comes first; what fused kernels go by
+    activation_learns: bool = False  # whether `activate` has weights of its own, which wait for a gradient
 
 
 class DropoutMasks(NamedTuple):
@@ -410,13 +411,13 @@ def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks
     """
     The backend to use for tokens x (T, d).
 
-    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them. While a graph is
-    traced, compiled or exported, and under torch.func, it is always `masked`. A backend asked for by name that cannot
-    be used gives way to `masked` too, with a warning that says why.
+    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them, and nothing in
+    the activation learns. While a graph is traced, compiled or exported, and under torch.func, it is always `masked`.
+    A backend asked for by name that cannot be used gives way to `masked` too, with a warning that says why.
     """
     tracing = is_tracing(x) or is_transformed()
     if name == "auto":
-        pays = x.device.type == "cpu" and x.shape[0] >= GROUPED_TOKENS
+        pays = x.device.type == "cpu" and x.shape[0] >= GROUPED_TOKENS and not ffn.activation_learns
         name = "grouped" if not tracing and pays else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
@@ -663,7 +664,8 @@ class MoLFeedForward(RoutedFeedForward):
         return Experts(self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out, self.scaling)
 
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation)
+        learns = any(parameter.requires_grad for parameter in self.act.parameters())
+        ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation, learns)
         masks = self.lora_drop(x, self.width)
         backend = choose_mol_backend(self.mol_backend, x, ffn, masks)
         return backend(x, routing_weights, experts, ffn, self.experts, masks)

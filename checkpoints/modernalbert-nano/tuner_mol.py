@@ -194,22 +194,24 @@ class MoLConfig(PeftConfig):
         def whole(name: str) -> bool:
             return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
 
+        def number(name: str) -> bool:
+            value = getattr(self, name)
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
         for name in ("r", "num_experts", "num_experts_per_tok"):
             require(name, whole(name) and getattr(self, name) >= 1, "a whole number of at least 1")
         most = f"at most num_experts={self.num_experts}"
         require("num_experts_per_tok", self.num_experts_per_tok <= self.num_experts, most)
-        is_number = isinstance(self.lora_alpha, int | float)
-        require("lora_alpha", is_number and self.lora_alpha > 0, "a number greater than 0")
+        require("lora_alpha", number("lora_alpha") and self.lora_alpha > 0, "a number greater than 0")
         require("target_modules", self.target_modules != "all-linear", "modules that hold a feed-forward network")
-        require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 to below 1")
+        for name in ("lora_dropout", "router_jitter_noise", "router_ema_decay"):
+            require(name, number(name) and 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         require("expert_mixing", self.expert_mixing in MIXINGS, "one of " + ", ".join(map(repr, MIXINGS)))
         require("router_score", self.router_score in SCORES, "one of " + ", ".join(map(repr, SCORES)))
         frozen = whole("num_frozen_experts") and 0 <= self.num_frozen_experts <= self.num_experts
         require("num_frozen_experts", frozen, f"from 0 to num_experts={self.num_experts}")
         for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_target_coef"):
-            require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("router_jitter_noise", "router_ema_decay"):
-            require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+            require(name, number(name) and getattr(self, name) >= 0, "a number of at least 0")
         names = self.ffn_projections
         is_named = names is None or (
             isinstance(names, dict)
