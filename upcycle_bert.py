@@ -54,14 +54,14 @@ class LayerwiseTeacher(Teacher):
         num_states = 2 * model.config.num_hidden_layers + 1
         super().__init__(model, DistillationConfig(hidden_weight=1.0), [(i, i) for i in range(num_states)])
 
-    def _run(self, input_ids, mask):
+    def _run(self, input_ids, mask, wanted):
         middles: list[torch.Tensor] = []
         hooks = [
             layer.attention.output.register_forward_hook(lambda module, inputs, output: middles.append(output))
             for layer in self.model.base_model.encoder.layer
         ]
         try:
-            outputs, last = super()._run(input_ids, mask)
+            outputs, last = super()._run(input_ids, mask, wanted)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -401,6 +401,8 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(monkeypatch, capsy
         (["--task_name", "rte"], "no column 'sentence1'"),
         (["--model_name_or_path", "{tmp}/nothing"], "cannot be loaded"),
         (["--expert_mixing", "mean"], "--expert_mixing mean is not allowed"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 is not allowed"),
+        (["--report_to", "elsewhere"], "--report_to elsewhere is not allowed"),
         (["--merge_after", "mean"], "--merge_after mean is not allowed"),
         (["--train_file", "{tmp}/nothing.jsonl"], "nothing.jsonl: no such file"),
         (["--merge_after", "0.5,0.5"], "must be 4 numbers"),

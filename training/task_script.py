@@ -297,8 +297,9 @@ def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArg
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least 1.")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(training_arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(training_arguments, name)} is not allowed: it must be at least 1.")
+        value = getattr(training_arguments, name)
+        if value is not None and value < 1:  # None: the task's own, which comes later
+            raise UserError(f"--{name} {value} is not allowed: it must be at least 1.")
     check_output_dir(
         Path(training_arguments.output_dir),
         data_arguments.overwrite_output_dir,
