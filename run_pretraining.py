@@ -108,6 +108,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Of the student: eager, sdpa, flex_attention or flash_attention_2."}
     )
+    teacher_attn_implementation: str | None = field(
+        default=None, metadata={"help": "Of the teacher, likewise; sequences come to it padded."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
 
 
@@ -396,6 +399,7 @@ def load_teacher(
             name,
             trust_remote_code=arguments.trust_remote_code,
             dtype=dtypes[arguments.teacher_dtype],
+            attn_implementation=arguments.teacher_attn_implementation,
             output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -573,6 +577,10 @@ def pretrain(
         with training_arguments.main_process_first(local=False):
             teacher = CachedTeacher(teacher, rows.corpus, cache_dir)
     set_schedule(training_arguments)
+    if training_arguments.ddp_find_unused_parameters is None:
+        # Without logits the head gets no gradient, without routing the routers; looking for them costs every step.
+        has_unused = not (distillation.mlm_weight or distillation.logits_weight)
+        training_arguments.ddp_find_unused_parameters = has_unused or student.config.expert_mixing != "token"
     if validation is None:
         training_arguments.eval_strategy = "no"
 

@@ -7,7 +7,7 @@ All benchmarks, one after the other, into <device>.json and <device>.png.
 `--quick` takes some minutes: three rounds, no sweep, no compilation; its results go to outputs/benchmarks, those of the
 whole run to the package's benchmarks/results, which the documentation is made of. With `--data_dir` the encoders also
 run on the lengths of real texts (sst2, rte and squad_v2 in it; see docs/data.md). On a GPU attention is that of
-flash-attn, if it is installed. What failed is named at the end.
+flash-attn, if it is installed. What failed is named at the end. Run again after an interruption, it goes on.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from transformers.utils import is_flash_attn_2_available
 
 from modernalbert.benchmarks.timing import RESULTS_FOLDER, available_device, default_device, device_name
 from modernalbert.command_line import UserError, run
+from modernalbert.modeling_mol import multiplies_in
 
 
 FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parent
+CONFIGS = REPOSITORY / "configs"
 TOP = 4  # of the plot's ratios
 REAL_ROWS = ("sst2/train.jsonl", "rte/train.jsonl", "squad_v2/train.json")
 # Batch and length: what a CPU gets through in minutes, and what a GPU needs to be busy. `--quick` takes the first. One
@@ -55,18 +57,49 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
             runs.append(["encoder_speed.py", *common, *(rounds or few), *attention, "--rows", file, *batch, *number])
     if not quick:
         if not gpu:
-            # Few tokens and rounds: a processor without half-precision arithmetic takes seconds for each product.
-            half = [*to, "--dtype", "bfloat16", "--rounds", "3"]
-            runs.append(["ffn_speed.py", *half, "--tokens", "256", "--no-compile"])
-            runs.append(["encoder_speed.py", *half, "--batch", "2", "--length", "128"])
+            half = [*to, "--dtype", "bfloat16"]
+            if multiplies_in(torch.bfloat16):
+                runs.append(["ffn_speed.py", *half, "--no-compile"])
+                runs.append(["encoder_speed.py", *half])
+            else:  # such a processor takes seconds for each product
+                runs.append(["ffn_speed.py", *half, "--rounds", "3", "--tokens", "256", "--no-compile"])
+                runs.append(["encoder_speed.py", *half, "--rounds", "3", "--batch", "2", "--length", "128"])
         runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
         runs.append(["encoder_speed.py", *common, *([] if gpu else ["--rounds", "5"]), "--compile"])
     for size in ("nano", "tiny") if gpu else ("nano",):
-        step = ["training_speed.py", *common, *rounds, *attention, "--config", str(REPOSITORY / "configs" / size)]
+        step = ["training_speed.py", *common, *rounds, *attention, "--config", str(CONFIGS / size)]
         runs.append([*step, *(["--rows", "64", "--row_length", "1024"] if gpu else [])])
         runs.append([*step, "--fine_tuning", "--rows", "256" if gpu else "32"])
+    if not quick:
+        for size in ("tiny", "medium", "base", "large"):
+            step = ["recipe_speed.py", *common, *attention, "--recipe", str(CONFIGS / "pretraining" / f"{size}.json")]
+            runs.append([*step, *([] if gpu else ["--rows", "1", "--rounds", "2"])])
+        runs.append(["tuner_speed.py", *common, "--rounds", "9" if gpu else "3"])
     runs.append(["memory.py", *common, "--batch", "64" if gpu else "2", "--length", "512"])
-    return runs
+    return sorted(runs, key=lambda run: "8192" in run)  # the longest last
+
+
+def run_all(runs: list[list[str]], results: Path) -> list[str]:
+    """Run the command lines that an interrupted run into the same file has not done yet; those that fail."""
+    unfinished = results.with_suffix(".unfinished")  # a line for each that is done
+    done = unfinished.read_text().splitlines() if unfinished.is_file() else []
+    if done:
+        print(f"Going on with a run of which {len(done)} of {len(runs)} are done; without {unfinished} all begin anew.")
+    failed = []
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for command in runs:
+        line = " ".join(command)
+        if line in done:
+            continue
+        print(f"\n$ python benchmarks/{line}", flush=True)
+        if subprocess.run([sys.executable, str(FOLDER / command[0]), *command[1:]], cwd=REPOSITORY).returncode:
+            failed.append(line)
+            continue
+        with unfinished.open("a") as file:
+            file.write(line + "\n")
+    if not failed:
+        unfinished.unlink()
+    return failed
 
 
 def plot(results: dict[str, dict], file: Path) -> None:
@@ -151,12 +184,8 @@ def main() -> None:
         if missing:
             raise UserError(f"--data_dir {arguments.data_dir} has no {', '.join(missing)}.")
     output_dir = Path(arguments.output_dir or ("outputs/benchmarks" if arguments.quick else RESULTS_FOLDER)).resolve()
-    failed = []
-    for command in commands(arguments.quick, arguments.device, arguments.data_dir, output_dir):
-        print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
-        if subprocess.run([sys.executable, str(FOLDER / command[0]), *command[1:]], cwd=REPOSITORY).returncode:
-            failed.append(" ".join(command))
     file = output_dir / f"{device_name(arguments.device)}.json"
+    failed = run_all(commands(arguments.quick, arguments.device, arguments.data_dir, output_dir), file)
     if file.is_file():
         plot(json.loads(file.read_text()), file.with_suffix(".png"))
         print(f"\nResults and plot: {file.with_suffix('')}.json, .png")

@@ -34,7 +34,7 @@ from modernalbert.modeling_mol import (
 BACKENDS = [name for name in MOL_BACKENDS if name != "reference" and (name != "triton" or torch.cuda.is_available())]
 SWEEP_TOKENS = 2048
 SWEPT = {
-    "num_experts": (2, 8, 16, 64),
+    "num_experts": (1, 2, 8, 16, 64),
     "num_experts_per_tok": (1, 2, 4),
     "lora_rank": (4, 8, 16, 64),
     "tokens": (32, 128, 512, 2048, 16384),
@@ -149,6 +149,8 @@ def sweep(device: str, dtype: torch.dtype, rounds: int) -> dict:
     for field, values in SWEPT.items():
         for value in values:
             changes = {} if field == "tokens" else {field: value}
+            if value == 1 and field == "num_experts":
+                changes["num_experts_per_tok"] = 1
             plain, mol = build(ModernALBERTConfig(**changes), device, dtype)
             x = torch.randn(value if field == "tokens" else SWEEP_TOKENS, 768, device=device, dtype=dtype)
             modules = {"plain": plain} | {name: with_backend(mol, name) for name in BACKENDS}

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -15,6 +16,7 @@ import transformers
 from modernalbert.command_line import first_sentence
 
 
+GPU_SECONDS, GPU_WARM_UP = 0.02, 5
 RESULTS_FOLDER = Path(__file__).parent / "results"
 
 
@@ -47,22 +49,32 @@ def benchmark_parser(description: str, rounds: int | None) -> argparse.ArgumentP
 
 def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """
-    Call every function once per round, in the order given.
+    Time every function once per round, in the order given.
 
     Returns:
-        Seconds of each call by function, without the first round, which warms up. On a GPU each call is timed to its
-        end.
+        Seconds of a call by function, for each round but the first, which warms up. On a GPU, whose clock and whose
+        queue need a while to fill, there are more to warm up, and what is timed is as many calls as take GPU_SECONDS.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(1 + rounds):
+    calls = dict.fromkeys(functions, 1)
+    if torch.accelerator.is_available():
         for name, function in functions.items():
-            synchronise()
-            start = time.perf_counter()
-            function()
-            synchronise()
-            if i > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+            for _ in range(GPU_WARM_UP):
+                seconds = seconds_of(function, 1)
+            calls[name] = math.ceil(GPU_SECONDS / seconds)
+    seconds = [
+        {name: seconds_of(function, calls[name]) for name, function in functions.items()} for _ in range(1 + rounds)
+    ]
+    return {name: [times[name] for times in seconds[1:]] for name in functions}
+
+
+def seconds_of(function: Callable[[], object], calls: int) -> float:
+    """Mean time of so many calls, to the end of what they started on a GPU."""
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    synchronise()
+    return (time.perf_counter() - start) / calls
 
 
 def synchronise() -> None:

@@ -29,6 +29,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from torch.utils.data import DataLoader
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 from modernalbert.command_line import UserError, first_sentence, run
-from modernalbert.training.distillation import DistillationConfig, DistilledStudent
+from modernalbert.training.distillation import DistillationConfig, DistilledStudent, TeacherOutputs
 from modernalbert.training.packed_rows import Masking, PackedRows
 from modernalbert.training.pretraining_trainer import training_flops
 from modernalbert.training.tokenized_corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
@@ -56,10 +57,10 @@ def known_peak(device: str) -> float | None:
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
-def synthetic_corpus(folder: Path, vocab_size: int, longest: int, num_sequences: int = 20_000) -> TokenizedCorpus:
-    """Sequences of random ids with log-normal lengths, in the format of a prepared corpus."""
+def synthetic_corpus(folder: Path, vocab_size: int, longest: int, median_length: float = 25) -> TokenizedCorpus:
+    """20,000 sequences of random ids with log-normal lengths, in the format of a prepared corpus."""
     generator = np.random.default_rng(0)
-    lengths = np.clip(generator.lognormal(3.2, 0.7, num_sequences).astype(np.int64), 3, longest)
+    lengths = np.clip(generator.lognormal(np.log(median_length), 0.7, 20_000).astype(np.int64), 3, longest)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     values = generator.integers(5, vocab_size, offsets[-1], dtype=np.int32)
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
@@ -73,12 +74,21 @@ def synthetic_corpus(folder: Path, vocab_size: int, longest: int, num_sequences:
     return TokenizedCorpus(folder)
 
 
-def packed_rows(corpus: TokenizedCorpus, config: ModernALBERTConfig, arguments) -> tuple[dict, dict]:
+def packed_rows(
+    corpus: TokenizedCorpus,
+    config: ModernALBERTConfig,
+    num_rows: int,
+    row_length: int,
+    mask_probability: float = 0.3,
+    workers: int = 0,
+) -> tuple[dict, dict]:
     """A batch of packed rows with masks, and how long loading takes: the median step, and the mean with planning."""
     special = np.array(sorted({config.pad_token_id, config.cls_token_id, config.sep_token_id}))
-    masking = Masking(0.3, 1.0, False, 4, config.vocab_size, special, np.zeros(config.vocab_size, dtype=bool))
-    rows = PackedRows(corpus, NUM_LOADS * arguments.rows, arguments.row_length, masking, config.pad_token_id)
-    loader = DataLoader(rows, batch_size=arguments.rows, num_workers=arguments.workers)
+    masking = Masking(
+        mask_probability, 1.0, False, 4, config.vocab_size, special, np.zeros(config.vocab_size, dtype=bool)
+    )
+    rows = PackedRows(corpus, NUM_LOADS * num_rows, row_length, masking, config.pad_token_id)
+    loader = DataLoader(rows, batch_size=num_rows, num_workers=workers)
     start = time.perf_counter()
     batches = list(loader)
     first_pass = (time.perf_counter() - start) / len(batches)
@@ -89,7 +99,7 @@ def packed_rows(corpus: TokenizedCorpus, config: ModernALBERTConfig, arguments) 
         start = time.perf_counter()
     batch = {name: values for name, values in batches[0].items() if name != "clean_input_ids"}
     loading = {"median_ms": 1000 * statistics.median(seconds), "mean_ms_with_planning": 1000 * first_pass}
-    return batch, loading | {"workers": arguments.workers}
+    return batch, loading | {"workers": workers}
 
 
 def padded_sequences(corpus: TokenizedCorpus, config: ModernALBERTConfig, num_rows: int) -> dict:
@@ -101,19 +111,32 @@ def padded_sequences(corpus: TokenizedCorpus, config: ModernALBERTConfig, num_ro
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(len(sequences)) % config.num_labels}
 
 
-def make_step(model: torch.nn.Module, batch: dict[str, torch.Tensor], dtype: torch.dtype):
-    """A function that takes one whole training step."""
+def make_step(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    ask_teacher: Callable[[], TeacherOutputs] | None = None,
+) -> Callable[[], None]:
+    """A function that takes one whole training step, with what a teacher says if there is one."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     device = batch["input_ids"].device.type
 
     def step() -> None:
+        said = {"teacher_outputs": ask_teacher()} if ask_teacher else {}
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            loss = model(**batch)["loss"]
+            loss = model(**batch, **said)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def step_flops(model: DistilledStudent, batch: dict[str, torch.Tensor]) -> float:
+    """Floating-point operations of the student's training step on packed rows, the teacher's not counted."""
+    real = batch["attention_mask"] == 1
+    sequences = int(((batch["position_ids"] == 0) & real).sum())
+    return training_flops(model.student, int(real.sum()), sequences, int((batch["labels"] != -100).sum()))
 
 
 def main() -> None:
@@ -141,7 +164,8 @@ def main() -> None:
         if arguments.fine_tuning:
             batch, loading = padded_sequences(corpus, config, arguments.rows), None
         else:
-            batch, loading = packed_rows(corpus, config, arguments)
+            shape = arguments.rows, arguments.row_length
+            batch, loading = packed_rows(corpus, config, *shape, workers=arguments.workers)
     batch = {name: values.to(arguments.device) for name, values in batch.items()}
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
@@ -162,10 +186,7 @@ def main() -> None:
     for name, values in results.items():
         values["tokens_per_second"] = 1000 * tokens / values["median_ms"]
         if peak and not arguments.fine_tuning:
-            sequences = int(((batch["position_ids"] == 0) & (batch["attention_mask"] == 1)).sum())
-            masked = int((batch["labels"] != -100).sum())
-            flops = training_flops(models[name].student, tokens, sequences, masked)
-            values["mfu"] = flops / (values["median_ms"] / 1000) / (peak * 1e12)
+            values["mfu"] = step_flops(models[name], batch) / (values["median_ms"] / 1000) / (peak * 1e12)
         if torch.device(arguments.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

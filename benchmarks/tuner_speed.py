@@ -51,11 +51,12 @@ class Holder(torch.nn.Module):
 
 
 def with_adapters(base: torch.nn.Module, targets: str) -> dict[str, torch.nn.Module]:
-    """The base, and copies of it with each kind of adapter."""
+    """The base, and copies of it with each kind of adapter, in its dtype (peft's default is float32)."""
     lora = LoraConfig(r=RANK, target_modules=targets, init_lora_weights=False)
     mol = MoLConfig(r=RANK, num_experts=NUM_EXPERTS, num_experts_per_tok=PER_TOKEN, init_weights=False)
-    models = {"base": base, "lora": get_peft_model(copy.deepcopy(base), lora)}
-    models["mol"] = get_peft_model(copy.deepcopy(base), mol)
+    same = {"autocast_adapter_dtype": False}
+    models = {"base": base, "lora": get_peft_model(copy.deepcopy(base), lora, **same)}
+    models["mol"] = get_peft_model(copy.deepcopy(base), mol, **same)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         models["lora"].save_pretrained(folder)
@@ -65,7 +66,7 @@ def with_adapters(base: torch.nn.Module, targets: str) -> dict[str, torch.nn.Mod
             adapters=dict.fromkeys(map(str, range(NUM_EXPERTS)), str(Path(folder))),
             top_k_lora=PER_TOKEN,
         )
-        models["xlora"] = get_peft_model(copy.deepcopy(base), config)
+        models["xlora"] = get_peft_model(copy.deepcopy(base), config, **same)
     return models
 
 

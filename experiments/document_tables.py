@@ -20,12 +20,14 @@ The tables of figures in the documentation, from the files that were measured.
 A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`, NAME one of
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
-    ffn, sweep, encoder, training, memory
+    ffn, sweep, encoder, training, tuner, memory
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
+    adapters  experiments/results/adapters.json: what `experiments/adapters_side_by_side.py` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
     routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
-    recipe    configs/pretraining/*.json, with what they cost in arithmetic
+    recipe    configs/pretraining/*.json, with what they cost in arithmetic, and at the speeds in
+              benchmarks/results/*.json
 
 A file of tasks is a list of rows, objects with
 
@@ -107,6 +109,8 @@ ENCODERS = {
     "bert": "BERT",
     "albert": "ALBERT",
 }
+TUNED = {"minilm": "all-MiniLM-L6-v2's shape", "modernbert_12": "12 layers of ModernBERT-base's"}
+ADAPTERS = {"lora": "LoRA", "mol": "MoL", "xlora": "X-LoRA"}
 MEMORIES = {
     "none": "Tiny without modulation",
     "mol": "Tiny with experts",
@@ -224,6 +228,19 @@ def read_benchmarks(file: Path) -> dict[str, dict]:
         raise UserError(f"{file}: it is not what python -m modernalbert.benchmarks writes.") from None
 
 
+def first_section(sections: dict[str, dict], prefix: str, script: str) -> tuple[str, dict]:
+    """
+    Name and results of the first section whose name begins so.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, section in sections.items():
+        if name.startswith(prefix):
+            return name, section
+    raise UserError(f"the benchmarks' file has no section {prefix}: python benchmarks/{script} writes it.")
+
+
 def ratio(values: dict[str, dict[str, float]], name: str) -> str:
     return f"{values[name]['ratio']:.2f}x" if name in values else ""
 
@@ -241,11 +258,7 @@ def ffn_table(sections: dict[str, dict]) -> str:
 
 def sweep_table(sections: dict[str, dict]) -> str:
     """The backends' ratios to the plain FFN in float32, as one thing varies."""
-    section = sections.get("ffn_sweep_float32")
-    if section is None:
-        raise UserError(
-            "the benchmarks' file has no ffn_sweep_float32: python benchmarks/ffn_speed.py --sweep writes it."
-        )
+    _, section = first_section(sections, "ffn_sweep_float32", "ffn_speed.py --sweep")
     first = next(iter(next(iter(section.values())).values()))
     columns = [(kind, backend) for kind in first for backend in FFNS if backend in first[kind]]
     lines = [
@@ -303,12 +316,25 @@ def training_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
+def tuner_table(sections: dict[str, dict]) -> str:
+    """Adapters on whole models: forward against none, and MoL's training step against LoRA's."""
+    _, section = first_section(sections, "tuner_", "tuner_speed.py")
+    header = ["", *(f"{label}, forward" for label in ADAPTERS.values()), "MoL / LoRA, forward and backward"]
+    body = [
+        [
+            label,
+            *(ratio(section[row]["forward"], adapter) for adapter in ADAPTERS),
+            ratio(section[row]["forward_backward"], "mol"),
+        ]
+        for row, label in TUNED.items()
+    ]
+    return markdown(header, body)
+
+
 def memory_table(sections: dict[str, dict]) -> str:
     """Memory of training steps, and what weights take."""
-    found = next((name for name in sections if name.startswith("memory_")), None)
-    if found is None:
-        raise UserError("the benchmarks' file has no memory_ section: benchmarks/memory.py writes it.")
-    dtype, shape = found.split("_")[1:]
+    name, section = first_section(sections, "memory_", "memory.py")
+    dtype, shape = name.split("_")[1:]
     header = [
         f"{shape.replace('x', ' x ')}, {dtype}",
         "peak of training",
@@ -327,12 +353,25 @@ def memory_table(sections: dict[str, dict]) -> str:
             f"{values['load_seconds']:.2f} s",
         ]
         for row, label in MEMORIES.items()
-        if (values := sections[found].get(row))
+        if (values := section.get(row))
     ]
     return markdown(header, body)
 
 
-# --- merging and routing ---------------------------------------------------------------------------------------------
+# --- adapters, merging and routing -----------------------------------------------------------------------------------
+
+
+def adapters_table(file: Path) -> str:
+    """A line for each kind of adapter: what it trains, and its score on each set."""
+    rows = json.loads(file.read_text("utf-8"))
+    sets = list(dict.fromkeys(row["task"] for row in rows))
+    body = []
+    for adapter in dict.fromkeys(row["adapter"] for row in rows):
+        found = {row["task"]: row for row in rows if row["adapter"] == adapter}
+        trained = next(iter(found.values()))["trained_parameters"]
+        scores = (f"{100 * found[name]['score']:.1f}" if name in found else "" for name in sets)
+        body.append([adapter, f"{trained:,}", *scores])
+    return markdown(["adapter", "parameters trained", *sets], body)
 
 
 def merging_table(file: Path) -> str:
@@ -370,9 +409,13 @@ def routing_text(file: Path) -> str:
 GPU_TFLOPS, NUM_GPUS, UTILISATION = 989, 8, 0.4
 
 
-def recipe_table() -> str:
-    """The recipes of configs/pretraining for 30 B tokens, with the student's arithmetic."""
-    body = []
+def recipe_table(benchmarks: Path) -> str:
+    """The recipes of configs/pretraining for 30 B tokens: the student's arithmetic, and hours at measured speeds."""
+    body, speeds = [], {}  # tokens per second by device and size
+    for file in sorted(benchmarks.glob("*.json")):
+        for name, section in read_benchmarks(file).items():
+            if name.startswith("recipe_"):
+                speeds.setdefault(file.stem, {})[name.split("_")[1]] = section["tokens_per_second"]
     for size in ("tiny", "medium", "base", "large"):
         recipe = json.loads((REPOSITORY / "configs" / "pretraining" / f"{size}.json").read_text("utf-8"))
         with torch.device("meta"):
@@ -385,10 +428,21 @@ def recipe_table() -> str:
         hours = flops / (NUM_GPUS * GPU_TFLOPS * 1e12 * UTILISATION) / 3600
         teacher = recipe["teacher_name_or_path"].rpartition("/")[2]
         shape = f"{rows} x {NUM_GPUS} x {accumulation}"
-        body.append([size, teacher, shape, f"{steps:,}", f"{tokens / 1e9:.1f}", f"{flops:.1e}", f"{hours:.1f}"])
+        line = [size, teacher, shape, f"{steps:,}", f"{tokens / 1e9:.1f}", f"{flops:.1e}", f"{hours:.1f}"]
+        for device, measured in speeds.items():
+            speed = measured.get(size)
+            line += [f"{speed:,.0f}", f"{tokens / (speed * number_of(device)) / 3600:,.0f}"] if speed else ["", ""]
+        body.append(line)
     shape = f"rows of {length:,} tokens x GPUs x accumulation"
     header = ["size", "teacher", shape, "steps", "billion tokens", "student's FLOPs", "hours at 40 % MFU"]
+    for device in speeds:
+        header += [f"tokens/s of one `{device}`", f"hours of {number_of(device)}"]
     return markdown(header, body, num_words=3)
+
+
+def number_of(device: str) -> int:
+    """How many a recipe is computed for: of the GPUs that it is written for, or one other machine."""
+    return 1 if device.startswith("cpu") else NUM_GPUS
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -425,11 +479,13 @@ def main() -> None:
         "sweep": lambda: sweep_table(read_benchmarks(benchmarks)),
         "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
         "training": lambda: training_table(read_benchmarks(benchmarks)),
+        "tuner": lambda: tuner_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
+        "adapters": lambda: adapters_table(RESULTS / "adapters.json"),
         "merging": lambda: merging_table(RESULTS / "merging.json"),
         "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
-        "recipe": recipe_table,
+        "recipe": lambda: recipe_table(benchmarks.parent),
     }
     for name in arguments.documents:
         document = Path(name)

@@ -114,6 +114,17 @@ def test_backends_agree_in_bfloat16(backend, autocast):
     assert (gradient - exact).norm() / exact.norm() < 0.1
 
 
+@pytest.mark.parametrize("in_half", [False, True])
+def test_grouped_agrees_whether_the_processor_multiplies_in_bfloat16_or_not(in_half, monkeypatch):
+    x = torch.randn(2 * ROWS, 32)
+    _, expected_x, expected = with_gradients(mol_ffn("reference").float().eval(), x.bfloat16().float())
+    monkeypatch.setattr("modernalbert.grouped_mol.multiplies_in", lambda dtype: in_half)
+    _, actual_x, actual = with_gradients(mol_ffn("grouped").bfloat16().eval(), x.bfloat16())
+    assert (actual_x.float() - expected_x).norm() / expected_x.norm() < 0.1
+    for name in ("mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out"):
+        assert (actual[name].float() - expected[name]).norm() / expected[name].norm() < 0.1, name
+
+
 def test_auto_can_be_transformed():
     mol = mol_ffn("auto").eval()
     x = torch.randn(256, 32, dtype=torch.float64)
@@ -223,6 +234,15 @@ def test_router_softmax_is_float32_in_a_bfloat16_model():
     output = model(torch.randint(3, 120, (2, 9)), output_router_logits=True)
     assert output.last_hidden_state.dtype == torch.bfloat16
     assert {logits.dtype for logits in output.router_logits} == {torch.float32}
+
+
+def test_routing_statistics_are_float32_under_autocast():
+    logits = torch.randn(1000, 4)
+    expected = summarise_routing((logits,), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        summary = summarise_routing((logits,), 2)
+    for name, value in summary._asdict().items():
+        torch.testing.assert_close(value, getattr(expected, name), atol=1e-6, rtol=1e-6)
 
 
 def test_jitter_touches_the_router_in_training_only():

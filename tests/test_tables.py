@@ -384,6 +384,14 @@ MEASURED = {
         "mol": {"median_ms": 1250, "ratio": 1.25, "tokens_per_second": 800.0},
         "loading": {"median_ms": 4, "share_of_step": 0.0032},
     },
+    "tuner_float32_16x128": {
+        name: {"forward": timed(base=1, lora=1.1, mol=1.3, xlora=6.4), "forward_backward": timed(lora=1, mol=1.4)}
+        for name in ("minilm", "modernbert_12")
+    },
+    "recipe_tiny_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 100.0},
+    "recipe_medium_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 50.0},
+    "recipe_base_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 40.0},
+    "recipe_large_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 20.0},
     "memory_float32_2x512": {
         "none": {
             "peak_megabytes": 1000.0, "peak_ratio": 1.0, "kept_megabytes": 500.0, "kept_ratio": 1.0,
@@ -418,6 +426,14 @@ def test_tables_of_benchmarks(experiment, tmp_path):
     assert module.training_table(sections).splitlines()[2:] == [
         "| nano, pretraining, 4 x 256, float32 | 1,000 tokens/s | 800 tokens/s | 1.25x | 0.3% |"
     ]
+    assert module.tuner_table(sections).splitlines()[2:] == [
+        "| all-MiniLM-L6-v2's shape | 1.10x | 1.30x | 6.40x | 1.40x |",
+        "| 12 layers of ModernBERT-base's | 1.10x | 1.30x | 6.40x | 1.40x |",
+    ]
+    # Eight GPUs at 100 tokens/s each take 57,220 steps of 512 x 1,024 tokens.
+    assert module.recipe_table(tmp_path).splitlines()[2].endswith("| 100 | 10,417 |")
+    file.rename(tmp_path / "cpu-2-threads.json")
+    assert module.recipe_table(tmp_path).splitlines()[2].endswith("| 100 | 83,333 |")
     assert module.memory_table(sections).splitlines()[2:] == [
         "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB | 0.20 s |"
     ]
@@ -430,13 +446,25 @@ def test_tables_of_benchmarks(experiment, tmp_path):
 def test_all_benchmarks_in_one_command_know_their_options(tmp_path):
     for quick, data_dir in ((True, None), (False, "data")):
         runs = benchmarks.commands(quick, "cpu", data_dir, tmp_path)
-        assert {"ffn_speed.py", "encoder_speed.py", "training_speed.py", "memory.py"} == {run[0] for run in runs}
+        scripts = {path.name for path in (REPOSITORY / "benchmarks").glob("*_speed.py")} | {"memory.py"}
+        assert {run[0] for run in runs} == scripts - ({"recipe_speed.py", "tuner_speed.py"} if quick else set())
         for script, *options in runs:
             source = (REPOSITORY / "benchmarks" / script).read_text() + (
                 REPOSITORY / "benchmarks/timing.py"
             ).read_text()
             for option in options:
                 assert not option.startswith("--") or f'"{option}"' in source, (script, option)
+
+
+def test_an_interrupted_run_of_all_benchmarks_goes_on(tmp_path, capfd):
+    results = tmp_path / "cpu.json"
+    good, bad = ["ffn_speed.py", "--help"], ["ffn_speed.py", "--tokens", "0"]
+    assert benchmarks.run_all([good, bad], results) == ["ffn_speed.py --tokens 0"]
+    capfd.readouterr()
+    assert benchmarks.run_all([good, bad], results) == ["ffn_speed.py --tokens 0"]
+    output, error = capfd.readouterr()
+    assert "1 of 2 are done" in output and "usage" not in output and "--tokens: 0 is not allowed" in error
+    assert benchmarks.run_all([good], results) == [] and not list(tmp_path.iterdir())
 
 
 def test_a_plot_of_what_was_measured(tmp_path):

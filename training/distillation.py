@@ -309,22 +309,27 @@ class DistilledStudent(nn.Module):
             output_router_logits=True,
         )
         real = attention_mask.bool()
-        last = outputs.last_hidden_state[real]
-        masked = labels[real] != -100
+        # Places are found once: on a GPU, every selection by booleans waits for all that was asked before it.
+        places = real.flatten().nonzero().squeeze(1)
+
+        def tokens(values: torch.Tensor) -> torch.Tensor:
+            """Of the real tokens: (rows, length, ...) -> (T, ...)."""
+            return values.flatten(0, 1).index_select(0, places)
+
+        last, targets = tokens(outputs.last_hidden_state), tokens(labels)
+        masked = (targets != -100).nonzero().squeeze(1)
 
         terms: dict[str, torch.Tensor] = {}
         weights = {"mlm_loss": config.mlm_weight, "aux_loss": 1.0}
         distils_logits = teacher_outputs is not None and teacher_outputs.logits is not None
         everywhere = distils_logits and config.logits_positions == "all"
         if config.mlm_weight or distils_logits:
-            logits = student.decode(last if everywhere else last[masked]).float()
+            logits = student.decode(last if everywhere else last.index_select(0, masked)).float()
         if config.mlm_weight:
-            predictions = logits[masked] if everywhere else logits
-            targets = labels[real][masked]
+            predictions = logits.index_select(0, masked) if everywhere else logits
             # A batch without a mask has no loss, but the decoder's weights are part of the graph.
-            terms["mlm_loss"] = nn.functional.cross_entropy(predictions, targets, reduction="sum") / max(
-                1, len(targets)
-            )
+            total = nn.functional.cross_entropy(predictions, targets.index_select(0, masked), reduction="sum")
+            terms["mlm_loss"] = total / max(1, len(masked))
         if distils_logits:
             weights["logits_loss"] = config.logits_weight
             terms["logits_loss"] = distillation_kl(logits, teacher_outputs.logits, config.temperature)
@@ -333,7 +338,7 @@ class DistilledStudent(nn.Module):
             distance = cosine_distance if config.hidden_loss == "cosine" else nn.functional.mse_loss
             terms["hidden_loss"] = torch.stack(
                 [
-                    distance(self.project(str(i), outputs.hidden_states[layer][real]).float(), target.float())
+                    distance(self.project(str(i), tokens(outputs.hidden_states[layer])).float(), target.float())
                     for i, ((layer, _), target) in enumerate(zip(self.layer_map, teacher_outputs.hidden_states))
                 ]
             ).mean()

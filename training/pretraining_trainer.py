@@ -78,7 +78,7 @@ class PretrainingTrainer(Trainer):
             # Gradients are averaged over processes: a process's loss is its share times their number.
             world = self.args.world_size
             masked = (inputs["labels"] != -100).sum()
-            shares["masked_share"] = world * masked / max(1, num_items_in_batch)
+            shares["masked_share"] = world * masked / torch.as_tensor(num_items_in_batch).clamp(min=1)
             shares["batch_share"] = 1 / self.current_gradient_accumulation_steps
         outputs = model(**inputs, teacher_outputs=teacher_outputs, **shares)
         if model.training:
