@@ -10,10 +10,12 @@ from small_models import tiny_model, tiny_modernbert
 from transformers import BertConfig, BertForMaskedLM
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.training import distillation
 from modernalbert.training.distillation import (
     DistillationConfig,
     DistilledStudent,
     Teacher,
+    TeacherOutputs,
     batches_by_length,
     distillation_kl,
     mean_pool,
@@ -161,6 +163,30 @@ def test_a_batch_without_masks_trains_on_the_other_terms():
     out = DistilledStudent(student.requires_grad_(True).train(), config)(**batch, teacher_outputs=answers)
     assert out["mlm_loss"] == 0 and out["loss"].isfinite()
     out["loss"].backward()
+
+
+@pytest.mark.parametrize("positions", ["masked", "all"])
+def test_logits_a_few_tokens_at_a_time(monkeypatch, positions):
+    batch = packed_batch()
+    batch.pop("clean_input_ids")
+    student = tiny_model(ModernALBERTForMaskedLM, vocab_size=VOCABULARY, router_jitter_noise=0.0).train()
+    config = DistillationConfig(logits_weight=0.5, logits_positions=positions, temperature=2.0)
+    count = int((batch["labels"] != -100).sum() if positions == "masked" else batch["attention_mask"].sum())
+    answers = TeacherOutputs(logits=torch.randn(count, VOCABULARY))
+    runs = []
+    decoded = []
+    student.decoder.register_forward_hook(lambda _, inputs, logits: decoded.append(len(logits)))
+    for tokens in (count, 2, 1):
+        monkeypatch.setattr(distillation, "VOCABULARY_BLOCK", tokens * VOCABULARY)
+        decoded.clear()
+        out = DistilledStudent(student, config)(**batch, teacher_outputs=answers)
+        assert max(decoded) == tokens and sum(decoded) == count
+        student.zero_grad()
+        out["loss"].backward()
+        runs.append((out, {name: p.grad for name, p in student.named_parameters()}))
+    for out, gradients in runs[1:]:
+        torch.testing.assert_close(out, runs[0][0])
+        torch.testing.assert_close(gradients, runs[0][1])
 
 
 def test_small_parts():

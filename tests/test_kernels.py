@@ -17,6 +17,12 @@ from packaging.version import Version
 
 
 triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from modernalbert import kernels_mol  # noqa: E402
+
+
 ON_GPU = torch.cuda.is_available()
 # Before 3.7 the interpreter reads the bounds of loops in a way that numpy forbids since 2.5.
 if not ON_GPU and Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.5"):
@@ -51,3 +57,30 @@ def test_kernels_are_the_mixture(errors, case):
     tolerance = 1e-5 if CASES[case][-1] == "float32" else 3e-2
     assert set(errors[case]) == {"output", "x", "router", "Wi", "Wo", "A_in", "B_in", "A_out", "B_out"}
     assert {name: error for name, error in errors[case].items() if not error < tolerance} == {}
+
+
+# Of each kernel, in the order of its arguments: pointers to the states' dtype, to float32, to integers.
+FLOAT32 = {"a", "gates", "part_c", "d_c", "part_gates", "part_a"}
+INTEGERS = {
+    "experts": "*i32",
+    "order": "*i64",
+    "slots": "*i64",
+    "ends": "*i64",
+    "num_tokens": "i32",
+    "f": "i32",
+    "r": "i32",
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("kernel", ["_forward", "_backward_states", "_backward_experts"])
+def test_kernels_compile_for_a_gpu(kernel, dtype):
+    """To Hopper's machine code, by the assembler that triton brings along: no GPU is needed for that."""
+    function = getattr(kernels_mol, kernel)
+    _, constants = kernels_mol.tiling(4096, 2, 16, 2624)
+    kinds = {name: f"*{'fp32' if name in FLOAT32 else dtype}" for name in function.arg_names}
+    kinds |= {name: kind for name, kind in INTEGERS.items() if name in kinds}
+    source = ASTSource(function, kinds | dict.fromkeys(constants, "constexpr"), constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(compiled.asm["cubin"]) > 0
+    assert compiled.metadata.shared <= 48 * 1024  # what every GPU has for a program

@@ -197,23 +197,36 @@ def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, t
     assert code == 2 and message in error, error
 
 
-def test_two_processes_take_the_steps_of_one(pretrain, models, text, tmp_path):
+@pytest.mark.parametrize("config", ["cpu_2_processes", "fsdp"])
+def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp_path):
     changes = {**distilled(models), "learning_rate": 1e-3, "mlm_probability": 0.3, "corpus_dir": tmp_path / "corpus"}
     one = pretrain(tmp_path / "one", **changes)
-    script = REPOSITORY / "run_pretraining.py"
+    script = {"cpu_2_processes": REPOSITORY / "run_pretraining.py", "fsdp": Path(__file__).with_name("fsdp_on_cpu.py")}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(REPOSITORY / "configs" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0"]
-    two_rows = {"per_device_train_batch_size": 2, "use_cpu": True}
-    options = arguments(models, text, tmp_path / "two", **(changes | two_rows))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, str(script), *options], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "8 steps of 4 x 64 tokens" in done.stderr  # two rows of each process
-    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
-    two = [entry for entry in state["log_history"] if "loss" in entry]
+    launch += [str(REPOSITORY / "configs" / "accelerate" / f"{config}.yaml"), "--main_process_port", "0"]
+    launch += ["--num_processes", "2", "--mixed_precision", "no", str(script[config])]
+    halves = {"per_device_train_batch_size": 2, "use_cpu": True, "save_strategy": "steps", "save_steps": 4}
+
+    def losses_of_two(folder: Path, **more) -> list[dict]:
+        options = arguments(models, text, folder, **(changes | halves | more))
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launch, *options], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "8 steps of 4 x 64 tokens" in done.stderr  # two rows of each process
+        state = json.loads((folder / "trainer_state.json").read_text())
+        return [entry for entry in state["log_history"] if "loss" in entry]
+
+    two = losses_of_two(tmp_path / "two")
     # The masked-LM term is exact; balance, hidden and pooled terms are means of the processes' means.
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert [entry["hidden_loss"] for entry in two] == pytest.approx([entry["hidden_loss"] for entry in one], rel=1e-3)
+    assert (
+        load_file(tmp_path / "two" / "model.safetensors").keys()
+        == load_file(tmp_path / "one" / "model.safetensors").keys()
+    )
+    if config == "fsdp":  # shards have optimizer states and checkpoints of their own
+        again = losses_of_two(tmp_path / "again", resume_from_checkpoint=tmp_path / "two" / "checkpoint-4")
+        assert losses(again) == losses(two)
 
 
 def test_overwriting_never_deletes_what_is_to_be_resumed(pretrain, models, text, tmp_path, monkeypatch, capsys):

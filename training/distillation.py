@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, sequence_indices
@@ -34,6 +35,8 @@ HIDDEN_LOSSES = ("cosine", "mse")
 LOGITS_POSITIONS = ("masked", "all")
 # Share of a teacher's batch that may be padding before it is split by length.
 TEACHER_PADDING = 0.25
+# Logits (tokens times vocabulary) of the student at a time: 1 GiB in float32, of which the losses need several.
+VOCABULARY_BLOCK = 2**28
 
 
 @dataclass(frozen=True)
@@ -320,21 +323,22 @@ class DistilledStudent(nn.Module):
         masked = (targets != -100).nonzero().squeeze(1)
 
         terms: dict[str, torch.Tensor] = {}
-        weights = {"mlm_loss": config.mlm_weight, "aux_loss": 1.0}
+        weights = {
+            "mlm_loss": config.mlm_weight,
+            "logits_loss": config.logits_weight,
+            "hidden_loss": config.hidden_weight,
+            "pooled_loss": config.pooled_weight,
+            "aux_loss": 1.0,
+        }
         distils_logits = teacher_outputs is not None and teacher_outputs.logits is not None
         everywhere = distils_logits and config.logits_positions == "all"
         if config.mlm_weight or distils_logits:
-            logits = student.decode(last if everywhere else last.index_select(0, masked)).float()
-        if config.mlm_weight:
-            predictions = logits.index_select(0, masked) if everywhere else logits
+            states, words = (last, targets) if everywhere else (last.index_select(0, masked), targets[masked])
+            sums = self.vocabulary_losses(states, words, teacher_outputs.logits if distils_logits else None)
             # A batch without a mask has no loss, but the decoder's weights are part of the graph.
-            total = nn.functional.cross_entropy(predictions, targets.index_select(0, masked), reduction="sum")
-            terms["mlm_loss"] = total / max(1, len(masked))
-        if distils_logits:
-            weights["logits_loss"] = config.logits_weight
-            terms["logits_loss"] = distillation_kl(logits, teacher_outputs.logits, config.temperature)
+            counts = {"mlm_loss": max(1, len(masked)), "logits_loss": max(1, len(states))}
+            terms |= {name: total / counts[name] for name, total in sums.items()}
         if teacher_outputs is not None and teacher_outputs.hidden_states:
-            weights["hidden_loss"] = config.hidden_weight
             distance = cosine_distance if config.hidden_loss == "cosine" else nn.functional.mse_loss
             terms["hidden_loss"] = torch.stack(
                 [
@@ -343,7 +347,6 @@ class DistilledStudent(nn.Module):
                 ]
             ).mean()
         if teacher_outputs is not None and teacher_outputs.pooled is not None:
-            weights["pooled_loss"] = config.pooled_weight
             sequences = sequence_numbers(position_ids, attention_mask)
             pooled = mean_pool(last, sequences, len(teacher_outputs.pooled))
             terms["pooled_loss"] = cosine_distance(self.project("pooled", pooled), teacher_outputs.pooled.float())
@@ -357,13 +360,45 @@ class DistilledStudent(nn.Module):
             result["router_entropy"] = router_entropy(outputs.router_logits, real)
         return result
 
+    def vocabulary_losses(
+        self, states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """
+        The terms over the vocabulary, summed over tokens, a few thousand tokens at a time: where that is several times,
+        logits are not kept for the backward pass but computed again, or a batch's would be most of what a GPU holds.
+
+        Args:
+            states: (n, d), last hidden states.
+            words: (n,), labels, -100 where there is none.
+            teacher_logits: (n, V), or None.
+        """
+        config = self.distillation
+
+        def losses(states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
+            logits = self.student.decode(states).float()
+            terms = []
+            if config.mlm_weight:
+                terms.append(nn.functional.cross_entropy(logits, words, reduction="sum"))
+            if teacher_logits is not None:
+                terms.append(distillation_kl(logits, teacher_logits, config.temperature))
+            return torch.stack(terms)
+
+        size = max(1, VOCABULARY_BLOCK // self.config.vocab_size)
+        blocks = range(0, max(1, len(states)), size)
+        total = 0.0
+        for start in blocks:
+            rows = slice(start, start + size)
+            block = (states[rows], words[rows], None if teacher_logits is None else teacher_logits[rows])
+            total = total + (losses(*block) if len(blocks) == 1 else checkpoint(losses, *block, use_reentrant=False))
+        names = ["mlm_loss"] * bool(config.mlm_weight) + ["logits_loss"] * (teacher_logits is not None)
+        return dict(zip(names, total))
+
 
 def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student), averaged over the first dimension: (n, V), (n, V) -> scalar."""
+    """T^2 KL(teacher || student), summed over the first dimension: (n, V), (n, V) -> scalar."""
     student = nn.functional.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = nn.functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    divergence = nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
-    return divergence * temperature**2 / max(1, len(student))
+    return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
 
 
 def cosine_distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -171,6 +171,9 @@ class PretrainingTrainer(Trainer):
         model: DistilledStudent = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         state_dict = model.state_dict() if state_dict is None else state_dict
         student = {name.removeprefix(STUDENT): v for name, v in state_dict.items() if name.startswith(STUDENT)}
+        for name in model.student.all_tied_weights_keys:
+            # Gathered from its shards, a tied weight has memory of its own and would be saved twice.
+            student.pop(name, None)
         projections = {name: v.contiguous() for name, v in state_dict.items() if not name.startswith(STUDENT)}
         model.student.save_pretrained(folder, state_dict=student)
         if projections:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .modeling_mol import FFN, DropoutMasks, Experts, in_token_blocks, register_mol_backend
+from .modeling_mol import FFN, DropoutMasks, Experts, in_token_blocks, multiplies_in, register_mol_backend
 
 
 # Rows of one expert at a time: their states are a few MB, which a last-level cache holds (measured).
@@ -72,15 +72,15 @@ class MixSlots(torch.autograd.Function):
     (x (T, d), P_in x (T, n_in), routing weights (T, k), ...) -> sum_e q_e u_e (T, f) and s sum_e q_e B_out A_out u_e
     (T, d), with gradients for x, P_in x, the routing weights and the experts.
 
-    Half precision is worked in float32, row by row: processors without half-precision arithmetic are many times faster
-    at it, and sums over a rank of 16 gain nothing from being narrow.
+    Half precision is worked in float32, row by row, unless the processor multiplies in it; gradients of the experts are
+    summed in float32 in any case.
     """
 
     @staticmethod
     def forward(ctx, x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, scaling, activate, masks):
         ctx.save_for_backward(x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, *masks)
         ctx.scaling, ctx.activate = scaling, activate
-        experts = wide(Experts(A_in, B_in, A_out, B_out, scaling))
+        experts = at_working_precision(Experts(A_in, B_in, A_out, B_out, scaling))
         gates = routing_weights.flatten().to(experts.A_in.dtype)
         mixture = base.new_empty(x.shape[0], A_out.shape[-1])
         low_rank = base.new_empty(x.shape[0], x.shape[1])
@@ -99,10 +99,11 @@ class MixSlots(torch.autograd.Function):
     def backward(ctx, d_mixture, d_low_rank):
         x, base, routing_weights, experts_index, *factors = ctx.saved_tensors
         masks = DropoutMasks(*factors[4:])
-        experts = wide(Experts(*factors[:4], ctx.scaling))
+        experts = at_working_precision(Experts(*factors[:4], ctx.scaling))
         gates = routing_weights.flatten().to(experts.A_in.dtype)
         d_x, d_base, d_gates = torch.empty_like(x), torch.empty_like(base), torch.empty_like(gates)
-        d_experts = Experts(*(torch.zeros_like(factor) for factor in experts[:4]), ctx.scaling)
+        at_least_float = torch.promote_types(experts.A_in.dtype, torch.float32)
+        d_experts = Experts(*(torch.zeros_like(factor, dtype=at_least_float) for factor in experts[:4]), ctx.scaling)
         s = ctx.scaling
         with torch.autocast(x.device.type, enabled=False):
             for rows in rows_by_expert(experts_index, experts.A_in.shape[0]):
@@ -116,9 +117,9 @@ class MixSlots(torch.autograd.Function):
                 c = u_dropped @ experts.A_out[e].t()
 
                 d_out = d_low_rank.index_select(0, rows.tokens).to(u.dtype)
-                d_experts.B_out[e].addmm_(d_out.t(), c * gate, alpha=s)
+                add_product(d_experts.B_out[e], d_out.t(), c * gate, s)
                 d_c = d_out @ experts.B_out[e]  # without gate and scale
-                d_experts.A_out[e].addmm_((d_c * gate).t(), u_dropped, alpha=s)
+                add_product(d_experts.A_out[e], (d_c * gate).t(), u_dropped, s)
                 d_u = d_mixture.index_select(0, rows.tokens).to(u.dtype)
                 if masks.lora_out is None:
                     d_u.addmm_(d_c, experts.A_out[e], alpha=s)
@@ -128,18 +129,27 @@ class MixSlots(torch.autograd.Function):
 
                 (d_h,) = torch.autograd.grad(activated, h, d_u.mul_(gate))
                 put_rows(d_base, rows, d_h)
-                d_experts.B_in[e].addmm_(d_h.t(), a, alpha=s)
+                add_product(d_experts.B_in[e], d_h.t(), a, s)
                 d_a = d_h @ experts.B_in[e]
-                d_experts.A_in[e].addmm_(d_a.t(), inputs, alpha=s)
+                add_product(d_experts.A_in[e], d_a.t(), inputs, s)
                 put_rows(d_x, rows, pick(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
         d_weights = d_gates.view_as(routing_weights).to(routing_weights.dtype)
         d_factors = (gradient.to(factor.dtype) for gradient, factor in zip(d_experts[:4], factors))
         return d_x, d_base, d_weights, None, *d_factors, None, None, None
 
 
-def wide(experts: Experts) -> Experts:
-    """The experts in at least float32, every B with its rank first in memory: of small rank, products are faster so."""
-    dtype = torch.promote_types(experts.A_in.dtype, torch.float32)
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
+    """total (m, n) += scaling left (m, R) right (R, n), whose dtype may be narrower."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scaling)
+    else:
+        total.add_(left @ right, alpha=scaling)
+
+
+def at_working_precision(experts: Experts) -> Experts:
+    """In the dtype to work in, every B with its rank first in memory: of small rank, products are faster so."""
+    dtype = experts.A_in.dtype
+    dtype = dtype if multiplies_in(dtype) else torch.promote_types(dtype, torch.float32)
 
     def rank_first(B: torch.Tensor) -> torch.Tensor:
         return B.to(dtype).mT.contiguous().mT

@@ -702,8 +702,9 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         usage, num_tokens = sum_over_processes(usage * num_tokens, num_tokens)
         usage = usage / num_tokens.clamp(min=1)
         for group in sorted(set(routed_groups)):
-            calls = [i for i, routed_group in enumerate(routed_groups) if routed_group == group]
-            self.groups[group].mlp.update_usage(usage[calls], num_tokens)
+            # A group's layers follow one another. Indices in a list would have to reach the GPU first.
+            start, calls = routed_groups.index(group), routed_groups.count(group)
+            self.groups[group].mlp.update_usage(usage[start : start + calls], num_tokens)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

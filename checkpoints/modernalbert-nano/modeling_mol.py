@@ -123,20 +123,24 @@ def summarise_routing(
     chosen = expert_mask(experts, num_experts).to(logits.dtype)  # (R, T, k, E)
     slots = chosen.sum(dim=-2)
     usage = (chosen * weights.detach().unsqueeze(-1)).sum(dim=-2)
-    z = logits.logsumexp(dim=-1).square()
+    z = logits.logsumexp(dim=-1, keepdim=True).square()
     if token_mask is None:
         real = logits.new_ones(logits.shape[1])
     else:
         real = token_mask.reshape(-1).to(device=logits.device, dtype=logits.dtype)
     num_tokens = real.sum()
     # 1 / 0 tokens: a batch of padding alone has losses of 0, not NaN.
-    mean = real / num_tokens.clamp(min=1)
-    fractions = torch.einsum("rte,t->re", slots, mean) / num_experts_per_tok
-    mean_probabilities = torch.einsum("rte,t->re", probabilities, mean)
+    share = real / num_tokens.clamp(min=1)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        """Over tokens, (R, T, n) -> (R, n). No product of matrices, which autocast would do in half precision."""
+        return (values * share[:, None]).sum(dim=1)
+
+    fractions, mean_probabilities = mean(slots) / num_experts_per_tok, mean(probabilities)
     return RoutingSummary(
         balance_loss=num_experts * (fractions * mean_probabilities).sum(dim=-1).mean(),
-        z_loss=torch.einsum("rt,t->r", z, mean).mean(),
-        usage=torch.einsum("rte,t->re", usage, mean),
+        z_loss=mean(z).mean(),
+        usage=mean(usage),
         num_tokens=num_tokens,
     )
 
@@ -393,8 +397,24 @@ def masked_mol(
 
 
 # On the CPU `grouped` pays from so many tokens on, for 8 experts and for 64: what it saves for each token, and what
-# its many small products cost, both grow with the experts (measured: benchmarks/ffn_speed.py).
-GROUPED_TOKENS = 256
+# its many small products cost, both grow with the experts; where half precision is fast, it saves less (measured:
+# benchmarks/ffn_speed.py).
+GROUPED_TOKENS, GROUPED_TOKENS_IN_HALF_PRECISION = 256, 512
+
+
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether the processor has matrix products in a dtype that are no slower than those in float32."""
+    return (
+        dtype in (torch.float32, torch.float64)
+        or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        or (dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    )
+
+
+def grouped_pays(x: torch.Tensor) -> bool:
+    """Whether `grouped` is faster than `masked` for (T, d)."""
+    is_half = x.element_size() == 2 and multiplies_in(x.dtype)
+    return x.device.type == "cpu" and len(x) >= (GROUPED_TOKENS_IN_HALF_PRECISION if is_half else GROUPED_TOKENS)
 
 
 def check_mol_backend(name: str) -> None:
@@ -417,8 +437,7 @@ def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks
     """
     tracing = is_tracing(x) or is_transformed()
     if name == "auto":
-        pays = x.device.type == "cpu" and x.shape[0] >= GROUPED_TOKENS and not ffn.activation_learns
-        name = "grouped" if not tracing and pays else "masked"
+        name = "grouped" if not tracing and not ffn.activation_learns and grouped_pays(x) else "masked"
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
     elif tracing and name in NOT_TRACEABLE:
@@ -464,7 +483,9 @@ class FeedForward(nn.Module):
     def activate(self, projected: torch.Tensor) -> torch.Tensor:
         """(..., 2 f) -> (..., f)."""
         activated, gate = projected.chunk(2, dim=-1)
-        return self.act(activated) * gate
+        activated = self.act(activated)
+        # A tensor of this size less, where nothing keeps it.
+        return activated * gate if torch.is_grad_enabled() else activated.mul_(gate)
 
     def plain_forward(self, x: torch.Tensor) -> torch.Tensor:
         """The shared FFN without its modulation, (..., d) -> (..., d)."""
