@@ -159,7 +159,7 @@ def factorise_embedding(
     matrix = embedding.double()
     weighted = matrix
     if token_counts is not None:
-        weighted = matrix * token_weights(token_counts).sqrt()[:, None]
+        weighted = matrix * token_weights(token_counts).to(matrix.device).sqrt()[:, None]
     _, vectors = torch.linalg.eigh(weighted.T @ weighted)  # ascending
     basis = vectors[:, -width:]
     factor = matrix @ basis
@@ -200,7 +200,7 @@ def upcycle_bert(
             f"{teacher.config.num_attention_heads}."
         )
     embedding = teacher_embedding(teacher)
-    student = ModernALBERTForMaskedLM(config).to(embedding.dtype).eval()
+    student = ModernALBERTForMaskedLM(config).to(embedding.device, embedding.dtype).eval()
     set_embedding(student, embedding, token_counts)
     student.model.embeddings.norm.weight.copy_(teacher.base_model.embeddings.LayerNorm.weight)
     student.tie_weights()
@@ -259,7 +259,7 @@ def upcycle_modernbert(
         token_counts: See `factorise_embedding`.
 
     Returns:
-        The student, in the teacher's dtype, in evaluation mode.
+        The student, in the teacher's dtype and on its device, in evaluation mode.
 
     Raises:
         ValueError: a width, a vocabulary or a bias of the two cannot be mapped, or `layer_map` or `experts` is not
@@ -280,7 +280,7 @@ def upcycle_modernbert(
 
     config = ModernALBERTConfig.from_dict(config.to_dict())
     config.skip_first_attn_norm = not hasattr(encoder.layers[0].attn_norm, "weight")
-    student = ModernALBERTForMaskedLM(config).to(encoder.dtype)
+    student = ModernALBERTForMaskedLM(config).to(encoder.device, encoder.dtype)
 
     set_embedding(student, teacher_embedding(teacher), token_counts)
     student.model.embeddings.norm.load_state_dict(encoder.embeddings.norm.state_dict())
@@ -429,7 +429,7 @@ def step_zero(
 
     Args:
         student: As upcycled.
-        teacher: The model it came from.
+        teacher: The model it came from, on the student's device.
         rows: Packed and masked rows of text, see `training/packed_rows.py`.
         layer_map, experts: For the record.
     """
@@ -437,9 +437,10 @@ def step_zero(
     config = DistillationConfig(hidden_weight=1.0, logits_weight=float(has_head))
     pairs = config.resolved_layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     answers = Teacher(teacher, config, pairs)
-    cosines, losses, teacher_losses, masked, tokens = torch.zeros(len(pairs)), 0.0, 0.0, 0, 0
+    cosines = torch.zeros(len(pairs), device=student.device)
+    losses, teacher_losses, masked, tokens = 0.0, 0.0, 0, 0
     for row in rows:
-        row = {name: values.unsqueeze(0) for name, values in row.items()}
+        row = {name: values.unsqueeze(0).to(student.device) for name, values in row.items()}
         real, labels = row["attention_mask"].bool(), row["labels"]
         theirs = answers(row["input_ids"], row["position_ids"], row["attention_mask"], labels)
         ours = student(

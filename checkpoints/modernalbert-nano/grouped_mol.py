@@ -62,9 +62,21 @@ def put_rows(target: torch.Tensor, rows: Rows, values: torch.Tensor) -> None:
     """Values (R, n) to the rows' tokens in `target` (T, n), which starts uninitialised: set at first, then added."""
     values, n = values.to(target.dtype), rows.num_first
     if n > 0:
-        target.index_copy_(0, rows.tokens[:n], values[:n])
+        set_rows(target, rows.tokens[:n], values[:n])
     if n < len(rows.tokens):
-        target.index_add_(0, rows.tokens[n:], values[n:])
+        tokens, values = rows.tokens[n:], values[n:]
+        if target.element_size() > 2:
+            target.index_add_(0, tokens, values)
+        else:  # of half precision, thrice as fast as index_add_ (measured)
+            set_rows(target, tokens, target.index_select(0, tokens).add_(values))
+
+
+def set_rows(target: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
+    """target (T, n)[places (R,)] = values (R, n), of one dtype."""
+    # index_copy_ goes element by element, however narrow they are: here 16 bytes, several times as fast (measured).
+    if target.shape[1] * target.element_size() % 16 == 0:
+        target, values = target.view(torch.complex128), values.contiguous().view(torch.complex128)
+    target.index_copy_(0, places, values)
 
 
 class MixSlots(torch.autograd.Function):
@@ -143,7 +155,8 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sc
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=scaling)
     else:
-        total.add_(left @ right, alpha=scaling)
+        # Wide rows rather than narrow ones: the rank comes first in memory, as in the factors (`at_working_precision`).
+        total.add_((right.t() @ left.t()).t() if total.stride(0) == 1 else left @ right, alpha=scaling)
 
 
 def at_working_precision(experts: Experts) -> Experts:

@@ -645,19 +645,16 @@ class RoutedFeedForward(FeedForward):
     def forward(self, x, position=0, mixing_weights=None, return_router_logits=False):
         if not self.is_modulated[position]:
             return self.plain_forward(x), None
-        tokens = x.reshape(-1, x.shape[-1])
+        tokens, router_logits = x.reshape(-1, x.shape[-1]), None
         if self.expert_mixing == "token":
-            router_logits = self.mol_router(tokens, position)
-            _, weights, experts = route(router_logits, self.num_experts_per_tok)
+            router_logits = self.mol_router(x, position)
+            _, weights, experts = route(router_logits.reshape(-1, self.num_experts), self.num_experts_per_tok)
             output = self.mix_tokens(tokens, weights, experts)
         else:
             output = self.mix_experts(tokens, self.mixing_weights() if mixing_weights is None else mixing_weights)
-            router_logits = None
             if return_router_logits and self.mol_router is not None:
                 with torch.no_grad():
-                    router_logits = self.mol_router(tokens, position)
-        if router_logits is not None:
-            router_logits = router_logits.view(*x.shape[:-1], self.num_experts)
+                    router_logits = self.mol_router(x, position)
         return output.view_as(x), router_logits
 
 
