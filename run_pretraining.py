@@ -72,7 +72,13 @@ from modernalbert.training.run_folder import (
     remove_earlier_run,
 )
 from modernalbert.training.teacher_cache import CachedTeacher
-from modernalbert.training.tokenized_corpus import TokenizedCorpus, load_texts, prepare_corpus
+from modernalbert.training.tokenized_corpus import (
+    MANIFEST,
+    TokenizedCorpus,
+    check_text_files,
+    load_texts,
+    prepare_corpus,
+)
 
 
 logger = logging.getLogger("run_pretraining")
@@ -253,11 +259,22 @@ def source_name(source: str, number: int) -> str:
     return f"{number:02d}-{Path(source.split(':')[0]).stem}"
 
 
+def corpus_folder(data: DataArguments, training: PretrainingArguments) -> Path:
+    """Where the tokens are, or go."""
+    return Path(data.corpus_dir or Path(training.output_dir) / "corpus")
+
+
+def check_sources(data: DataArguments, training: PretrainingArguments) -> None:
+    """Refuse files that cannot be read as text, before a model is loaded; a prepared corpus needs its files no more."""
+    is_prepared = not data.streaming and (corpus_folder(data, training) / MANIFEST).is_file()
+    check_text_files([*([] if is_prepared else data.train_sources), *filter(None, [data.validation_file])])
+
+
 def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) -> TokenizedCorpus:
     """The prepared corpus; prepared now, by the first process, if it is not there."""
-    folder = Path(data.corpus_dir or Path(training.output_dir) / "corpus")
+    folder = corpus_folder(data, training)
     with training.main_process_first(local=False):
-        if (folder / "corpus.json").is_file():
+        if (folder / MANIFEST).is_file():
             corpus = TokenizedCorpus(folder)
         elif training.world_size > 1:
             raise UserError(f"{folder} holds no prepared corpus: prepare it first, by one process with --prepare_only.")
@@ -532,6 +549,7 @@ def pretrain(
     if distillation_arguments.teacher_cache_dir is not None and data_arguments.streaming:
         raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
     check_output_dir(output_dir, overwrite, resume)
+    check_sources(data_arguments, training_arguments)
     set_seed(training_arguments.seed)
     student, tokenizer = load_student(model_arguments)
     checkpoint = None if overwrite and resume is None else checkpoint_to_resume(output_dir, resume)

@@ -18,7 +18,9 @@ EXTRAS = {
     "kernels": ["triton>=3.4; sys_platform == 'linux'"],
 }
 TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"}
-EXTRAS["test"] = sorted(TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels"))))
+EXTRAS["test"] = sorted(
+    TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels", "pretrain")))
+)
 
 SUBPACKAGES = ("benchmarks", "diagnostics", "evaluation", "training")
 

@@ -60,6 +60,8 @@ logger = logging.getLogger("upcycle")
 
 LAYER_MAPS = ("stepwise", "first", "last", "average")
 EXPERT_STARTS = ("zero", "svd")
+# How much of a BERT its student starts from: its layers, fitted on text, or its token embedding alone.
+BERT_STARTS = ("fitted", "embedding")
 REPORT_ROW = 256  # tokens
 REPORT_FILES = ("upcycle_report.json", "upcycle_report.md")
 
@@ -526,7 +528,12 @@ class UpcycleArguments:
     )
     fit_rows: int = field(default=100, metadata={"help": "Rows of 256 tokens to fit to a BERT on; 0: embedding only."})
     text_file: str | None = field(default=None, metadata={"help": "Text to report on: txt, json, jsonl, parquet."})
-    compare: bool = field(default=False, metadata={"help": "Report on every layer map and every start of the experts."})
+    compare: bool = field(
+        default=False,
+        metadata={
+            "help": "Report on every layer map and start of the experts; of a BERT, on fitted and embedding only."
+        },
+    )
     max_rows: int = field(default=32, metadata={"help": "Rows of 256 tokens to report on."})
     seed: int = field(default=0, metadata={"help": "Of the weights that are fresh, and of the masks."})
 
@@ -569,6 +576,11 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(first_sentence(error)) from None
+    for option in ("layer_map", "experts"):
+        if is_bert and getattr(arguments, option) != UpcycleArguments.__dataclass_fields__[option].default:
+            raise UserError(
+                f"--{option} is for a ModernBERT: of a BERT all layers are fitted, and experts start at zero."
+            )
     counts, fit_rows = None, None
     masking = Masking.for_tokenizer(tokenizer)
     if arguments.corpus_dir is not None:
@@ -588,17 +600,22 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         try:
             if is_bert:
-                return upcycle_bert(teacher, config, fit_rows, counts)
+                return upcycle_bert(teacher, config, fit_rows if layer_map == BERT_STARTS[0] else None, counts)
             return upcycle_modernbert(teacher, config, layer_map, experts, counts)
         except ValueError as error:
             raise UserError(first_sentence(error)) from None
 
-    options = [(layer_map, arguments.experts)]
     if is_bert:
-        options = [("fitted" if fit_rows else "embedding", "zero")]
+        options = [(BERT_STARTS[0] if fit_rows else BERT_STARTS[1], "zero")]
+        others = [(start, "zero") for start in BERT_STARTS] if fit_rows else []
+    else:
+        options = [(layer_map, arguments.experts)]
+        others = [(m, e) for m in LAYER_MAPS for e in EXPERT_STARTS]
     student = build(*options[0])
-    if arguments.compare and not is_bert:
-        options += [(m, e) for m in LAYER_MAPS for e in EXPERT_STARTS if (m, e) != options[0]]
+    if config.embedding_size is not None:
+        print(f"Factorising the embedding loses {embedding_error(student, teacher):.1%} of its Frobenius norm.")
+    if arguments.compare:
+        options += [option for option in others if option != options[0]]
     with atomic_folder(output, replaceable=(*EXPORTED, *REPORT_FILES)) as folder:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

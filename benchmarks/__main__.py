@@ -64,7 +64,7 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
             else:  # such a processor takes seconds for each product
                 runs.append(["ffn_speed.py", *half, "--rounds", "3", "--tokens", "256", "--no-compile"])
                 runs.append(["encoder_speed.py", *half, "--rounds", "3", "--batch", "2", "--length", "128"])
-        runs.append(["ffn_speed.py", *common, "--rounds", "3", "--sweep"])
+        runs.append(["ffn_speed.py", *common, "--rounds", "5", "--sweep"])
         runs.append(["encoder_speed.py", *common, *([] if gpu else ["--rounds", "5"]), "--compile"])
     for size in ("nano", "tiny") if gpu else ("nano",):
         step = ["training_speed.py", *common, *rounds, *attention, "--config", str(CONFIGS / size)]

@@ -26,6 +26,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     adapters  experiments/results/adapters.json: what `experiments/adapters_side_by_side.py` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
     routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
+    start     experiments/results/nano_start.json: the report of the `upcycle.py` that nano began with
     recipe    configs/pretraining/*.json, with what they cost in arithmetic, and at the speeds in
               benchmarks/results/*.json
 
@@ -47,12 +48,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import ModernBertConfig
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
+from modernalbert.benchmarks.recipe_speed import TEACHERS
 from modernalbert.command_line import UserError, parse_arguments, run
 from modernalbert.demo import as_table
 from modernalbert.diagnostics import RoutingReport
 from modernalbert.training.pretraining_trainer import training_flops
+from modernalbert.upcycle import StepZero, config_from_modernbert, markdown_table
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -403,6 +407,11 @@ def routing_text(file: Path) -> str:
     return "\n" + report.to_markdown().partition("\n")[2].strip() + "\n"
 
 
+def start_table(file: Path) -> str:
+    """How far a student is from its teacher before training, by what it starts from."""
+    return markdown_table([StepZero(**result) for result in json.loads(file.read_text("utf-8"))]).strip()
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 # Of an H100 in bfloat16; what the recipes are written for; what we aim at.
@@ -410,12 +419,13 @@ GPU_TFLOPS, NUM_GPUS, UTILISATION = 989, 8, 0.4
 
 
 def recipe_table(benchmarks: Path) -> str:
-    """The recipes of configs/pretraining for 30 B tokens: the student's arithmetic, and hours at measured speeds."""
-    body, speeds = [], {}  # tokens per second by device and size
+    """The recipes of configs/pretraining for 30 B tokens: arithmetic, and hours at measured speeds."""
+    body, speeds = [], {}  # tokens per second by device and dtype, and by size
     for file in sorted(benchmarks.glob("*.json")):
         for name, section in read_benchmarks(file).items():
             if name.startswith("recipe_"):
-                speeds.setdefault(file.stem, {})[name.split("_")[1]] = section["tokens_per_second"]
+                _, size, dtype, _ = name.split("_")
+                speeds.setdefault((file.stem, dtype), {})[size] = section["tokens_per_second"]
     for size in ("tiny", "medium", "base", "large"):
         recipe = json.loads((REPOSITORY / "configs" / "pretraining" / f"{size}.json").read_text("utf-8"))
         with torch.device("meta"):
@@ -424,20 +434,38 @@ def recipe_table(benchmarks: Path) -> str:
         length, steps = recipe["row_length"], recipe["max_steps"]
         sequences = rows * NUM_GPUS * accumulation * steps
         tokens = sequences * length
-        flops = training_flops(student, tokens, sequences, recipe["mlm_probability"] * tokens)
-        hours = flops / (NUM_GPUS * GPU_TFLOPS * 1e12 * UTILISATION) / 3600
+        masked = recipe["mlm_probability"] * tokens
         teacher = recipe["teacher_name_or_path"].rpartition("/")[2]
+        flops = [training_flops(student, tokens, sequences, masked), teacher_flops(teacher, tokens, sequences, masked)]
+        hours = sum(flops) / (NUM_GPUS * GPU_TFLOPS * 1e12 * UTILISATION) / 3600
         shape = f"{rows} x {NUM_GPUS} x {accumulation}"
-        line = [size, teacher, shape, f"{steps:,}", f"{tokens / 1e9:.1f}", f"{flops:.1e}", f"{hours:.1f}"]
-        for device, measured in speeds.items():
+        line = [size, teacher, shape, f"{steps:,}", f"{tokens / 1e9:.1f}", *(f"{n:.1e}" for n in flops), f"{hours:.1f}"]
+        for (device, _), measured in speeds.items():
             speed = measured.get(size)
             line += [f"{speed:,.0f}", f"{tokens / (speed * number_of(device)) / 3600:,.0f}"] if speed else ["", ""]
         body.append(line)
     shape = f"rows of {length:,} tokens x GPUs x accumulation"
-    header = ["size", "teacher", shape, "steps", "billion tokens", "student's FLOPs", "hours at 40 % MFU"]
-    for device in speeds:
-        header += [f"tokens/s of one `{device}`", f"hours of {number_of(device)}"]
+    header = [
+        "size",
+        "teacher",
+        shape,
+        "steps",
+        "billion tokens",
+        "student's FLOPs",
+        "teacher's",
+        "hours at 40 % of peak",
+    ]
+    for device, dtype in speeds:
+        header += [f"tokens/s of one `{device}`, {dtype}", f"hours of {number_of(device)}"]
     return markdown(header, body, num_words=3)
+
+
+def teacher_flops(name: str, tokens: float, sequences: float, masked: float) -> float:
+    """Of the forward passes of a teacher whose shape recipe_speed.py knows, with logits of the masked tokens."""
+    with torch.device("meta"):
+        same_shape = ModernALBERTForMaskedLM(config_from_modernbert(ModernBertConfig(**TEACHERS[name])))
+    # A forward pass is a third of a training step.
+    return training_flops(same_shape, tokens, sequences, masked) / 3
 
 
 def number_of(device: str) -> int:
@@ -485,6 +513,7 @@ def main() -> None:
         "adapters": lambda: adapters_table(RESULTS / "adapters.json"),
         "merging": lambda: merging_table(RESULTS / "merging.json"),
         "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
+        "start": lambda: start_table(RESULTS / "nano_start.json"),
         "recipe": lambda: recipe_table(benchmarks.parent),
     }
     for name in arguments.documents:

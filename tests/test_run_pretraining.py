@@ -42,11 +42,13 @@ def text(tmp_path_factory):
 def models(tmp_path_factory, nano_tokenizer):
     folder = tmp_path_factory.mktemp("models")
     tiny_config(**NANO).save_pretrained(folder / "student")
+    chance = {"router_jitter_noise": 0.1, "mlp_dropout": 0.2, "attention_dropout": 0.2, "lora_dropout": 0.2}
+    tiny_config(**(NANO | chance)).save_pretrained(folder / "random_student")
     torch.manual_seed(0)
     bert = BertConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40)
     BertModel(bert).save_pretrained(folder / "teacher")
     tiny_modernbert(vocab_size=30522, **SPECIAL).save_pretrained(folder / "mlm_teacher")
-    for name in ("student", "teacher", "mlm_teacher"):
+    for name in ("student", "random_student", "teacher", "mlm_teacher"):
         nano_tokenizer.save_pretrained(folder / name)
     return folder
 
@@ -126,8 +128,24 @@ def test_it_learns_and_reports(pretrain, text, models, tmp_path):
     }
 
 
+def test_what_is_logged_reaches_tensorboard(pretrain, models, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(logs))
+    history = pretrain(tmp_path / "run", report_to="tensorboard", peak_tflops=0.1, max_steps=3, **distilled(models))
+    (file,) = (logs if logs.is_dir() else tmp_path / "run").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    for name in ("loss", "mlm_loss", "hidden_loss", "pooled_loss", "router_entropy", "expert_usage_min", "mfu"):
+        values = [event.value for event in events.Scalars(f"train/{name}")]
+        assert values == pytest.approx([entry[name] for entry in history], rel=1e-3)
+
+
 def test_a_run_cut_off_in_mid_epoch_continues_exactly(pretrain, models, tmp_path):
+    # with jitter and dropout: a checkpoint holds the state of the random numbers, too
     changes = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, **distilled(models)}
+    changes["model_name_or_path"] = models / "random_student"
     whole = pretrain(tmp_path / "whole", **changes)
     for name in ("whole/checkpoint-6", "whole/checkpoint-8", "whole/all_results.json", "whole/model.safetensors"):
         path = tmp_path / name
@@ -312,6 +330,7 @@ def bad_inputs():
         ({"decay_steps": 7, "warmup_steps": 3}, "--decay_steps 7 is not allowed: with 3 steps of warm-up"),
         ({"per_device_train_batch_size": 500}, "less than one step of 500 rows of 64"),
         ({"train_sources": "missing.txt"}, "missing.txt: no such file"),
+        ({"train_sources": "missing.txt", "model_name_or_path": "nowhere"}, "missing.txt: no such file"),  # first
         ({"model_name_or_path": "nowhere"}, "--model_name_or_path nowhere cannot be loaded"),
         ({"teacher_input": "none"}, "--teacher_input none is not allowed"),
         (

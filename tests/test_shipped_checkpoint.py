@@ -2,6 +2,9 @@
 """The checkpoint in the repository: whole, small, up to date with the code, and trained."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,3 +83,34 @@ def test_embeddings_know_what_sentences_mean(tokenizer):
 def test_masks_are_filled_sensibly(model, tokenizer, sentence, words):
     answers = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)(sentence)
     assert words & {answer["token_str"] for answer in answers}, answers
+
+
+STRANGER = """
+import sys
+sys.modules["modernalbert"] = None  # an import of it fails
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype="float32")
+fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+print(fill("The president of the United [MASK] spoke to congress.")[0]["token_str"])
+"""
+
+
+def test_strangers_fill_masks_with_it(tmp_path):
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", STRANGER, str(CHECKPOINT)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["states"]
+
+
+def test_its_card_says_what_was_measured():
+    card = (CHECKPOINT / "README.md").read_text()
+    log = json.loads((REPOSITORY / "experiments/results/nano_pretraining.json").read_text())
+    results = log["all_results.json"]
+    said = [f"{log['tokens']:,}\ntokens", f"{log['hours_at_the_median_speed']:.1f} hours"]
+    said += [f"words {results['eval_mlm_loss']:.2f}", f"hidden states {results['eval_hidden_loss']:.3f}"]
+    said += [f"sentences {results['eval_pooled_loss']:.3f}", f"entropy {results['eval_router_entropy']:.2f}"]
+    text = " ".join(card.split())
+    assert [words for words in said if " ".join(words.split()) not in text] == []

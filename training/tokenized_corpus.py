@@ -172,6 +172,7 @@ def prepare_corpus(
         "inputs": {name: [describe_input(file) for file in files] for name, files in sources.items()},
         "sources": {},
     }
+    check_text_files([file for files in sources.values() for file in files])
     texts = {name: load_texts(files, text_column) for name, files in sources.items()}
     with atomic_folder(folder, replaceable=(MANIFEST, *sources)) as target:
         for name, data in texts.items():
@@ -230,7 +231,7 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
     """
     from datasets import load_dataset
 
-    if len(files) == 1 and not Path(files[0]).exists() and Path(files[0]).suffix not in TEXT_KINDS:
+    if len(files) == 1 and not is_file(files[0]):
         name, _, rest = files[0].partition(":")
         config, _, split = rest.partition(":")
         try:
@@ -282,6 +283,18 @@ def check_stream(rows: Iterable[dict], files: Sequence[str], text_column: str) -
 def tokenizable(texts: list[str | None]) -> list[str]:
     """The texts that are neither missing nor blank; a number is none."""
     return [text for text in texts if isinstance(text, str) and text and not text.isspace()]
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is meant as a file; else it is a data set of the Hub."""
+    return Path(source).exists() or Path(source).suffix in TEXT_KINDS
+
+
+def check_text_files(sources: Sequence[str]) -> None:
+    """As `check_text_file`, for those sources that are files."""
+    for source in sources:
+        if is_file(source):
+            check_text_file(Path(source))
 
 
 def check_text_file(path: Path) -> str:
