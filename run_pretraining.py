@@ -31,6 +31,7 @@ new --output_dir and --max_steps, of which the last --decay_steps decay.
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -78,6 +79,7 @@ from modernalbert.training.tokenized_corpus import (
     check_text_files,
     load_texts,
     prepare_corpus,
+    tokenize_texts,
 )
 
 
@@ -308,11 +310,13 @@ def training_rows(
         from datasets import interleave_datasets
 
         streams = [
-            load_texts([source], data.text_column, streaming=True).select_columns([data.text_column]).repeat(None)
+            load_texts([source], data.text_column, streaming=True).select_columns([data.text_column])
             for source in data.train_sources
         ]
         if not streams:
             raise UserError("--train_sources is missing.")
+        check_streams(streams, data, rows_of_step(training), row_length, tokenizer)
+        streams = [stream.repeat(None) for stream in streams]
         weights = [weight / sum(data.source_weights) for weight in data.source_weights] or None
         texts = streams[0] if len(streams) == 1 else interleave_datasets(streams, weights, seed=training.seed)
         return StreamedRows(
@@ -322,10 +326,7 @@ def training_rows(
     step = rows_of_step(training)
     rows_in_corpus = corpus.num_tokens / row_length
     if rows_in_corpus < step:
-        raise UserError(
-            f"the corpus has {corpus.num_tokens:,} tokens, less than one step of {step} rows of {row_length}: "
-            "take more text or smaller batches."
-        )
+        raise UserError(too_short(corpus.num_tokens, step, row_length))
     if training.max_steps <= 0:
         training.max_steps = math.ceil(training.num_train_epochs * rows_in_corpus / step)
     logger.warning(
@@ -341,6 +342,27 @@ def training_rows(
         seed=training.seed,
         source_weights=data.source_weights or None,
         with_sequence_indices=with_sequence_indices,
+    )
+
+
+def check_streams(
+    streams: Sequence, data: DataArguments, step: int, row_length: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise a UserError if all of the streams' text is less than one step."""
+    tokens = 0
+    for stream in streams:
+        for texts in stream.iter(batch_size=256):
+            encoded = tokenize_texts(texts[data.text_column], tokenizer, data.max_seq_length)
+            tokens += sum(len(sequence) for sequence in encoded["input_ids"])
+            if tokens >= step * row_length:
+                return
+    raise UserError(too_short(tokens, step, row_length))
+
+
+def too_short(tokens: int, step: int, row_length: int) -> str:
+    return (
+        f"the text has {tokens:,} tokens, less than one step of {step} rows of {row_length}: take more text or smaller "
+        "batches."
     )
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -215,22 +216,35 @@ def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, t
     assert code == 2 and message in error, error
 
 
-@pytest.mark.parametrize("config", ["cpu_2_processes", "fsdp"])
+@pytest.mark.parametrize("config", ["ddp", "ddp_2_machines", "fsdp"])
 def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp_path):
     changes = {**distilled(models), "learning_rate": 1e-3, "mlm_probability": 0.3, "corpus_dir": tmp_path / "corpus"}
     one = pretrain(tmp_path / "one", **changes)
-    script = {"cpu_2_processes": REPOSITORY / "run_pretraining.py", "fsdp": Path(__file__).with_name("fsdp_on_cpu.py")}
+    script = Path(__file__).with_name("fsdp_on_cpu.py") if config == "fsdp" else REPOSITORY / "run_pretraining.py"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(REPOSITORY / "configs" / "accelerate" / f"{config}.yaml"), "--main_process_port", "0"]
-    launch += ["--num_processes", "2", "--mixed_precision", "no", str(script[config])]
+    launch += [str(REPOSITORY / "configs" / "accelerate" / f"{config}.yaml"), "--num_processes", "2"]
+    launch += ["--mixed_precision", "no"]
+    if config == "ddp_2_machines":  # of which each starts its own
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--machine_rank"]
+        launches = [[*launch, *address, str(rank)] for rank in range(2)]
+    else:
+        launches = [[*launch, "--main_process_port", "0"]]
     halves = {"per_device_train_batch_size": 2, "use_cpu": True, "save_strategy": "steps", "save_steps": 4}
 
     def losses_of_two(folder: Path, **more) -> list[dict]:
-        options = arguments(models, text, folder, **(changes | halves | more))
+        options = [str(script), *arguments(models, text, folder, **(changes | halves | more))]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*launch, *options], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "8 steps of 4 x 64 tokens" in done.stderr  # two rows of each process
+        started = [
+            subprocess.Popen([*launch, *options], env=environment, stderr=subprocess.PIPE, text=True)
+            for launch in launches
+        ]
+        for process in started:
+            error = process.communicate()[1]
+            assert process.returncode == 0, error
+            assert "8 steps of 4 x 64 tokens" in error  # two rows of each process
         state = json.loads((folder / "trainer_state.json").read_text())
         return [entry for entry in state["log_history"] if "loss" in entry]
 
@@ -238,11 +252,9 @@ def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp
     # The masked-LM term is exact; balance, hidden and pooled terms are means of the processes' means.
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert [entry["hidden_loss"] for entry in two] == pytest.approx([entry["hidden_loss"] for entry in one], rel=1e-3)
-    assert (
-        load_file(tmp_path / "two" / "model.safetensors").keys()
-        == load_file(tmp_path / "one" / "model.safetensors").keys()
-    )
-    if config == "fsdp":  # shards have optimizer states and checkpoints of their own
+    files = [tmp_path / folder / "model.safetensors" for folder in ("one", "two")]
+    assert load_file(files[1]).keys() == load_file(files[0]).keys()
+    if config != "ddp_2_machines":  # which are two processes of the same kind
         again = losses_of_two(tmp_path / "again", resume_from_checkpoint=tmp_path / "two" / "checkpoint-4")
         assert losses(again) == losses(two)
 
@@ -329,6 +341,7 @@ def bad_inputs():
         ({"source_weights": "1 2"}, "--source_weights has 2 numbers for 1 --train_sources"),
         ({"decay_steps": 7, "warmup_steps": 3}, "--decay_steps 7 is not allowed: with 3 steps of warm-up"),
         ({"per_device_train_batch_size": 500}, "less than one step of 500 rows of 64"),
+        ({"per_device_train_batch_size": 500, "streaming": True}, "less than one step of 500 rows of 64"),
         ({"train_sources": "missing.txt"}, "missing.txt: no such file"),
         ({"train_sources": "missing.txt", "model_name_or_path": "nowhere"}, "missing.txt: no such file"),  # first
         ({"model_name_or_path": "nowhere"}, "--model_name_or_path nowhere cannot be loaded"),
