@@ -167,7 +167,8 @@ def plot(rows: dict[str, dict], report: dict, state: dict, file: Path) -> None:
         middle.bar(places, group["weights"], width, label=f"group {group['group']}")
     middle.axhline(1 / len(groups[0]["weights"]), color="grey", linestyle=":", label="balanced")
     middle.set(title="Routing weight by expert (moving average)", xlabel="expert", ylabel="share")
-    middle.legend()
+    middle.set_ylim(top=1.3 * middle.get_ylim()[1])  # room for the legend
+    middle.legend(ncols=2)
 
     names = [name.replace(", ", ",\n") for name in rows]
     bars = right.bar(names, [100 * row["accuracy"] for row in rows.values()], color=["C0", "C1", "C2"])

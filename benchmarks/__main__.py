@@ -140,20 +140,24 @@ def plot(results: dict[str, dict], file: Path) -> None:
 
 
 def draw_bars(axis, title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    """One group of bars for each row of ratios; those that are cut off have their number."""
+    """One group of bars for each row of ratios but the baseline's, which is a line; a bar cut off has its number."""
+    from matplotlib import colormaps
+
     width = 0.8 / len(rows)
-    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))[1:]
     for i, (row, values) in enumerate(rows.items()):
-        places = [names.index(name) + (i - (len(rows) - 1) / 2) * width for name in values]
-        drawn = axis.bar(places, [value["ratio"] for value in values.values()], width, label=row)
-        for bar, value in zip(drawn, values.values()):
-            if value["ratio"] > TOP:
-                axis.annotate(f"{value['ratio']:.1f}", (bar.get_x() + width / 2, TOP), ha="center", va="top", color="w")
+        ratios = {names.index(name): value["ratio"] for name, value in values.items() if name in names}
+        places = [place + (i - (len(rows) - 1) / 2) * width for place in ratios]
+        drawn = axis.bar(places, ratios.values(), width, label=row, color=colormaps["tab20"](i % 20))
+        for bar, ratio in zip(drawn, ratios.values()):
+            if ratio > TOP:
+                place = (bar.get_x() + width / 2, TOP)
+                axis.annotate(f"{ratio:.1f}", place, ha="center", va="top", color="w", fontsize=7, rotation=90)
     axis.axhline(1, color="grey", linestyle=":")
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axis.set_ylim(top=min(TOP, 1.25 * axis.get_ylim()[1]))  # room for the legend
+    axis.set_ylim(top=min(TOP, 1.4 * axis.get_ylim()[1]))  # room for the legend
     axis.set_title(title)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, ncols=1 + len(rows) // 4, loc="upper left")
 
 
 def draw_sweep(axis, dtype: str, rows: dict[str, dict]) -> None:
