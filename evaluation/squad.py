@@ -247,14 +247,17 @@ def best_thresholds(
     The highest metrics that a threshold on the odds can give, in percent, and the threshold.
 
     A question of higher odds than the threshold gets no answer. Unlike the official script's search, questions of
-    equal odds are never parted, as no threshold could; otherwise the figures are the same.
+    equal odds are never parted, as no threshold could, and the threshold is halfway between the odds it parts (our
+    decision), where the script takes the lower: rounding, which differs from batch to batch, then moves no question
+    across. Otherwise the figures are the same.
 
     Args:
         predictions: The best answer to each question's id, whatever its odds.
         null_odds: How much more the model believes that there is no answer, by id.
 
     Returns:
-        "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"; the lowest threshold where several are best.
+        "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"; the lowest threshold where several are best,
+        and 1 beyond all odds where it parts none.
     """
     scores = [question_scores(question, predictions[question.id]) for question in questions]
     odds = np.array([null_odds[question.id] for question in questions], dtype=np.float64)
@@ -262,6 +265,10 @@ def best_thresholds(
     has_text = np.array([bool(predictions[question.id]) for question in questions])
     order = np.argsort(odds, kind="stable")
     sorted_odds = odds[order]
+    # Between neighbours, and one beyond both ends. Halves of doubles may round to the upper neighbour: never that.
+    bounded = np.concatenate([[sorted_odds[0] - 2.0], sorted_odds, [sorted_odds[-1] + 2.0]])
+    below, above = bounded[:-1], bounded[1:]
+    thresholds = np.maximum(below, np.minimum((below + above) / 2, np.nextafter(above, -np.inf)))
     # Every possible cut: before the first question, and behind each that is followed by higher odds.
     cuts = np.concatenate([[0], np.flatnonzero(np.append(sorted_odds[1:] > sorted_odds[:-1], True)) + 1])
     metrics = {}
@@ -271,6 +278,5 @@ def best_thresholds(
         totals = np.cumsum(np.concatenate([[np.sum(~has_answer)], gain[order]]))[cuts]
         best = int(totals.argmax())
         metrics[f"best_{name}"] = 100.0 * float(totals[best]) / len(questions)
-        # Without any answer: a threshold below all odds.
-        metrics[f"best_{name}_thresh"] = float(sorted_odds[cuts[best] - 1] if best else sorted_odds[0] - 1.0)
+        metrics[f"best_{name}_thresh"] = float(thresholds[cuts[best]])
     return metrics

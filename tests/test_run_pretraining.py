@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from small_models import REPOSITORY, run_command, tiny_config, tiny_modernbert
 from transformers import BertConfig, BertModel
@@ -254,7 +256,9 @@ def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp
     assert [entry["hidden_loss"] for entry in two] == pytest.approx([entry["hidden_loss"] for entry in one], rel=1e-3)
     files = [tmp_path / folder / "model.safetensors" for folder in ("one", "two")]
     assert load_file(files[1]).keys() == load_file(files[0]).keys()
-    if config != "ddp_2_machines":  # which are two processes of the same kind
+    # The machines are two processes of the same kind. transformers 5.17 resumes DDP on GPUs only: it asks
+    # torch.load for a "cpu:0".
+    if config == "fsdp" or config == "ddp" and Version(transformers.__version__) >= Version("5.18"):
         again = losses_of_two(tmp_path / "again", resume_from_checkpoint=tmp_path / "two" / "checkpoint-4")
         assert losses(again) == losses(two)
 

@@ -102,9 +102,11 @@ def given() -> tuple[list[Question], dict[str, str], dict[str, float]]:
 
 def test_metrics_are_those_of_the_official_script():
     questions, predictions, odds = given()
-    assert squad_metrics(questions, predictions) | best_thresholds(questions, predictions, odds) == pytest.approx(
-        OFFICIAL
-    )
+    best = best_thresholds(questions, predictions, odds)
+    for name in ("best_exact_thresh", "best_f1_thresh"):  # ours is halfway to the next question's
+        above = min(value for value in odds.values() if value > OFFICIAL[name])
+        best[name] = 2 * best[name] - above
+    assert squad_metrics(questions, predictions) | best == pytest.approx(OFFICIAL)
     decided = {name: "" if odds[name] > 0.5 else text for name, text in predictions.items()}
     assert squad_metrics(questions, decided) == pytest.approx(OFFICIAL_AT_HALF)
 
@@ -153,7 +155,7 @@ def test_metrics_against_an_independent_implementation():
         best = best_thresholds(questions, predictions, odds)
         for k, name in enumerate(("exact", "f1")):
             reached = {}
-            for threshold in [min(odds.values()) - 1, *odds.values()]:
+            for threshold in {min(odds.values()) - 1, *odds.values(), best[f"best_{name}_thresh"]}:
                 total = 0.0
                 for q, score in zip(questions, scores):
                     silent = odds[q.id] > threshold or not predictions[q.id]
@@ -181,10 +183,16 @@ def test_all_null_none_null_and_one_question():
     assert not any(name.startswith("HasAns") for name in squad_metrics([null], {"n": "x"}))
     # Silence everywhere is best: the threshold is below all odds.
     best = best_thresholds([null, has], {"n": "x", "h": "x"}, {"n": -5.0, "h": -4.0})
-    assert best["best_f1"] == 50.0 and best["best_f1_thresh"] < -5.0
-    # Answers everywhere are best.
+    assert best["best_f1"] == 50.0 and best["best_f1_thresh"] == -6.0
+    # The null question's own answer is none; then answers everywhere are best, and the threshold is above all odds.
     best = best_thresholds([has, null], {"h": "red", "n": ""}, {"h": 7.0, "n": 8.0})
-    assert best["best_f1"] == 100.0 and best["best_f1_thresh"] == 7.0
+    assert best["best_f1"] == 100.0 and best["best_f1_thresh"] == 7.5
+    best = best_thresholds([has, null], {"h": "red", "n": ""}, {"h": 8.0, "n": 7.0})
+    assert best["best_f1"] == 100.0 and best["best_f1_thresh"] == 9.0
+    # Between neighbouring doubles there is nothing: the lower, of which the upper is above.
+    for low in (np.nextafter(1.0, 0.0), 1.0):
+        odds = {"h": float(low), "n": float(np.nextafter(low, 2.0))}
+        assert best_thresholds([has, null], {"h": "red", "n": "x"}, odds)["best_f1_thresh"] == low
     # No threshold parts equal odds.
     assert best_thresholds([has, null], {"h": "red", "n": "x"}, {"h": 1.0, "n": 1.0})["best_f1"] == 50.0
 
