@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -54,9 +55,15 @@ def run(main: Callable[[], object]) -> None:
 
 
 def leave_process_group() -> None:
-    """On several processes: part. The threads of a group that is still there when Python ends may abort the process."""
+    """
+    On several processes: part. The threads of a group that is still there when Python ends may abort the process.
+
+    A sharded model's group outlives its destruction, as torch keeps device meshes for good. Its threads may not have
+    given back the tensors of the last gathering, for which they need the interpreter: they get it in this sleep.
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        time.sleep(0.5)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
