@@ -58,8 +58,9 @@ def leave_process_group() -> None:
     """
     On several processes: part. The threads of a group that is still there when Python ends may abort the process.
 
-    A sharded model's group outlives its destruction, as torch keeps device meshes for good. Its threads may not have
-    given back the tensors of the last gathering, for which they need the interpreter: they get it in this sleep.
+    Those of a destroyed one, too: it lives on with the models that were spread over it (a sharded one's for good, as
+    torch keeps device meshes), and to give back the tensors of its last work they need the interpreter, which they get
+    while this thread sleeps.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

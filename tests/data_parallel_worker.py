@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tuner_models import adapt
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.command_line import leave_process_group
 from modernalbert.modeling_modernalbert import ModernALBERTLayer
 
 
@@ -64,4 +65,4 @@ if __name__ == "__main__":
     loss = train(parallel, [global_batch(step)[rank : rank + 1] for step in range(3)])
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=kind == "sharded"))
     torch.save({"loss": loss, "state": state}, Path(sys.argv[1]) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_process_group()
