@@ -60,8 +60,8 @@ logger = logging.getLogger("upcycle")
 
 LAYER_MAPS = ("stepwise", "first", "last", "average")
 EXPERT_STARTS = ("zero", "svd")
-# How much of a BERT its student starts from: its layers, fitted on text, or its token embedding alone.
-BERT_STARTS = ("fitted", "embedding")
+# What a BERT's student starts from: all layers, fitted on text, or the token embedding alone.
+FITTED, EMBEDDING = "fitted", "embedding"
 REPORT_ROW = 256  # tokens
 REPORT_FILES = ("upcycle_report.json", "upcycle_report.md")
 
@@ -577,7 +577,7 @@ def main() -> None:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(first_sentence(error)) from None
     for option in ("layer_map", "experts"):
-        if is_bert and getattr(arguments, option) != UpcycleArguments.__dataclass_fields__[option].default:
+        if is_bert and getattr(arguments, option) != getattr(UpcycleArguments, option):
             raise UserError(
                 f"--{option} is for a ModernBERT: of a BERT all layers are fitted, and experts start at zero."
             )
@@ -600,14 +600,14 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         try:
             if is_bert:
-                return upcycle_bert(teacher, config, fit_rows if layer_map == BERT_STARTS[0] else None, counts)
+                return upcycle_bert(teacher, config, fit_rows if layer_map == FITTED else None, counts)
             return upcycle_modernbert(teacher, config, layer_map, experts, counts)
         except ValueError as error:
             raise UserError(first_sentence(error)) from None
 
     if is_bert:
-        options = [(BERT_STARTS[0] if fit_rows else BERT_STARTS[1], "zero")]
-        others = [(start, "zero") for start in BERT_STARTS] if fit_rows else []
+        options = [(FITTED if fit_rows else EMBEDDING, "zero")]
+        others = [(EMBEDDING, "zero")]
     else:
         options = [(layer_map, arguments.experts)]
         others = [(m, e) for m in LAYER_MAPS for e in EXPERT_STARTS]
