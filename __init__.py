@@ -1,6 +1,8 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """ModernALBERT: a recursive ModernBERT-style encoder with a Mixture of LoRAs on its shared feed-forward network."""
 
+import warnings
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -13,8 +15,9 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .cli import moved_modules
 from .configuration_modernalbert import ModernALBERTConfig, refuse_original_release
-from .hub import export_to_hub_folder
+from .export.hub_folder import export_to_hub_folder
 from .modeling_modernalbert import (
     ModernALBERTForMaskedLM,
     ModernALBERTForMultipleChoice,
@@ -24,11 +27,28 @@ from .modeling_modernalbert import (
     ModernALBERTModel,
     ModernALBERTPreTrainedModel,
 )
-from .tuner_mol import MoLConfig, MoLModel
-from .upcycle import upcycle_modernbert
+from .upcycling.modernbert import upcycle_modernbert
+
+
+try:
+    from .tuner import MoLConfig, MoLModel
+except Exception as error:  # peft is missing, too old, or broken; its private names go with its versions
+    _tuner_error = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"modernalbert: MoLConfig and MoLModel are not available, because peft cannot be used ({_tuner_error}). "
+        "Everything else works without it.",
+        stacklevel=2,
+    )
+
+    def __getattr__(name: str):
+        if name in ("MoLConfig", "MoLModel"):
+            raise ImportError(f"modernalbert.{name} needs peft, which cannot be used ({_tuner_error}).")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __version__ = "0.1.0"
+
+moved_modules.install(__name__)
 
 
 class _OriginalRelease(PreTrainedConfig):

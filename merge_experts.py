@@ -13,27 +13,26 @@
 # limitations under the License.
 """Merge the experts of a Mixture of LoRAs into one adapter, and say what that costs."""
 
-import copy
-import json
 import logging
 import statistics
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.calibrated_merge import merge_calibrated
-from modernalbert.command_line import UserError, atomic_folder, check_replaceable, parse_arguments, run
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
-from modernalbert.hub import export_to_hub_folder, load_model, load_tokenizer, push_folder
-from modernalbert.merge_adapter import as_markdown, load_adapter, save_merged_adapter
-from modernalbert.merge_methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
-from modernalbert.mixture_calls import measure_usage, mixture_calls, with_progress
-from modernalbert.modeling_mol import Experts
+from modernalbert.export.hub_folder import load_model, load_tokenizer, push_folder
+from modernalbert.merging.calibrated import merge_calibrated
+from modernalbert.merging.ffn_recorder import measure_usage, mixture_calls, with_progress
+from modernalbert.merging.fold import fold, with_one_expert, without_experts
+from modernalbert.merging.methods import DENSITY, MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
+from modernalbert.merging.report import SAVES, WRITTEN, GroupReport, MergeReport
+from modernalbert.tuner.merge import as_markdown, load_adapter, save_merged_adapter
 
 
 logger = logging.getLogger(__name__)
@@ -42,189 +41,6 @@ WEIGHTS = ("uniform", "ema", "calibration")
 METHODS = (*MERGE_METHODS, "calibrated")
 # Of so many calibration batches, `calibrated` leaves one out of the fit.
 HOLD_OUT = 5
-SAVES = ("adapter", "folded", "both")
-# peft's types of task, by the ends of our classes' names; masked words have none.
-TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "Model": "FEATURE_EXTRACTION",
-}
-# What a merge writes, and may therefore replace.
-WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
-
-
-# --- the report ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class GroupReport:
-    """What merging did to one group. Errors are relative norms over the tokens of all its layers."""
-
-    group: int
-    weights: list[float]
-    rank: int
-    energy_kept_in: float
-    energy_kept_out: float
-    relative_error: float | None = None  # |merged - routed| / |routed|, of the FFN's output
-    relative_error_of_experts: float | None = None  # |merged - routed| / |routed - shared FFN alone|
-
-
-@dataclass
-class MergeReport:
-    """
-    The result of `merge_experts`.
-
-    Attributes:
-        model: The merged model: folded where that is possible, else with one expert and no router.
-        base: The model without experts, base of the stock LoRA adapter; None where there is no such adapter.
-        folded: Whether `model` has no experts left.
-        note: Said where something could not be done.
-        measured_on: What the errors were measured on.
-        loss_before, loss_after: Mean loss over the calibration batches that have labels, in evaluation mode.
-        latency_ms: Median forward times, from `measure_latency`.
-    """
-
-    model: PreTrainedModel
-    base: PreTrainedModel | None
-    experts: dict[int, Experts]
-    method: str
-    weights: str
-    rank: int
-    groups: list[GroupReport]
-    parameters_before: int
-    parameters_after: int
-    folded: bool = True
-    note: str | None = None
-    measured_on: str | None = None
-    relative_error_of_output: float | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    latency_ms: dict[str, float] | None = None
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def to_dict(self) -> dict:
-        """The figures, ready for JSON."""
-        skipped = ("model", "base", "experts")
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
-        return values | {"groups": [asdict(group) for group in self.groups]}
-
-    def to_markdown(self) -> str:
-        """A section for a model card."""
-        lines = [
-            "## Merged experts",
-            "",
-            f"Weights `{self.weights}`, method `{self.method}`, rank {self.rank}. Parameters: "
-            f"{self.parameters_before:,} before, {self.parameters_after:,} after.",
-            "",
-        ]
-        if self.note:
-            lines += [self.note, ""]
-        lines += [
-            "| group | weights | energy kept (in, out) | error of FFN output | error of the experts' part |",
-            "|---|---|---|---|---|",
-        ]
-        for g in self.groups:
-            lines.append(
-                f"| {g.group} | {' '.join(f'{w:.3f}' for w in g.weights)} | {g.energy_kept_in:.4f}, "
-                f"{g.energy_kept_out:.4f} | {_percent(g.relative_error)} | {_percent(g.relative_error_of_experts)} |"
-            )
-        lines += [
-            "",
-            f"Relative errors against token routing, measured on {self.measured_on}. Token states after the last "
-            f"layer: {_percent(self.relative_error_of_output)}.",
-        ]
-        if self.loss_before is not None:
-            lines.append(f"Mean loss there: {self.loss_before:.4f} routed, {self.loss_after:.4f} merged.")
-        for name, values in self.metrics.items():
-            lines.append(f"{name}: " + ", ".join(f"{value:.4f} {key}" for key, value in values.items()) + ".")
-        if self.latency_ms:
-            times = ", ".join(f"{value:.1f} ms {key}" for key, value in self.latency_ms.items())
-            lines.append(f"Median forward: {times}.")
-        return "\n".join(lines) + "\n"
-
-    def measure_latency(self, routed: PreTrainedModel, batch: dict, repeats: int = 15) -> None:
-        """Time forwards of both models in turn on one batch, and keep the medians in `latency_ms`."""
-        times = {"routed": [], "merged": []}
-        was_training = routed.training
-        with torch.inference_mode():
-            for i in range(repeats + 2):
-                for name, model in (("routed", routed.eval()), ("merged", self.model)):
-                    _synchronise(model)
-                    start = time.perf_counter()
-                    model(**batch)
-                    _synchronise(model)
-                    if i >= 2:  # warm-up
-                        times[name].append(1000 * (time.perf_counter() - start))
-        routed.train(was_training)
-        self.latency_ms = {name: statistics.median(values) for name, values in times.items()}
-
-    def save(self, folder: str | Path, save: str = "both", tokenizer=None, hub_model_id: str | None = None) -> Path:
-        """
-        Write the result; the folder appears when it is complete.
-
-        Args:
-            folder: Gets `merge_report.json` and `merge_report.md`, and by `save`:
-                "adapter": `adapter/`, a stock peft LoRA, and `base/`, the model it sits on, a complete Hub folder;
-                "folded": `folded/`, the merged model, a complete Hub folder; "both".
-            tokenizer: Written beside each model.
-            hub_model_id: The repository that cards and adapter will name as theirs, if they are to be uploaded.
-
-        Raises:
-            ValueError: `save` is not allowed, or there is no adapter (`mol_positions="last"`).
-        """
-        if save not in SAVES:
-            raise ValueError(f"save={save!r} is not allowed: it must be one of {', '.join(map(repr, SAVES))}.")
-        if save == "adapter" and self.base is None:
-            raise ValueError(f"save='adapter' is not allowed: {self.note}")
-        folder = Path(folder)
-        with atomic_folder(folder, replaceable=WRITTEN) as temporary:
-            if save != "folded" and self.base is not None:
-                export_to_hub_folder(self.base, tokenizer, temporary / "base", hub_model_id=hub_model_id)
-                self.save_adapter(temporary / "adapter", base_name=hub_model_id or str(folder.resolve() / "base"))
-            if save != "adapter":
-                folded = export_to_hub_folder(self.model, tokenizer, temporary / "folded", hub_model_id=hub_model_id)
-                with (folded / "README.md").open("a", encoding="utf-8") as card:
-                    card.write("\n" + self.to_markdown())
-            (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-            (temporary / "merge_report.md").write_text(self.to_markdown())
-        return folder
-
-    def save_adapter(self, folder: Path, base_name: str) -> None:
-        """Write the merged experts as a `LoraConfig` checkpoint that plain peft loads on `base`."""
-        prefix = "" if self.base.base_model is self.base else f"{self.base.base_model_prefix}."
-        targets = [f"{prefix}groups.{k}.mlp.{name}" for k in self.experts for name in ("Wi", "Wo")]
-        # alpha = rank: the scale is already in the factors. Full paths: a bare "Wo" would hit attention too. By the
-        # task's type peft's Auto classes find the base's; with it, peft keeps the head in the adapter as well.
-        task = next((task for name, task in TASK_TYPES.items() if type(self.base).__name__.endswith(name)), None)
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets, task_type=task)
-        model = get_peft_model(copy.deepcopy(self.base), config)
-        with torch.no_grad():
-            for k, expert in self.experts.items():
-                mlp = model.base_model.model.get_submodule(f"{prefix}groups.{k}.mlp")
-                for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
-                    layer.lora_A["default"].weight.copy_(A[0])
-                    layer.lora_B["default"].weight.copy_(B[0])
-        model.save_pretrained(folder, save_embedding_layers=False)
-        # peft names the class and module of the base; loaded as remote code it lives in no importable module.
-        written = json.loads((folder / "adapter_config.json").read_text())
-        written |= {"auto_mapping": None, "base_model_name_or_path": base_name}
-        (folder / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n")
-        (folder / "README.md").write_text(
-            f"---\nlibrary_name: peft\nbase_model: {base_name}\ntags: [lora, modernalbert]\n---\n"
-            "# Merged experts of a ModernALBERT, as a stock LoRA adapter\n\n"
-            "Load the base (beside this folder, in `base`) with `trust_remote_code=True`, then "
-            "`PeftModel.from_pretrained(base, this_folder)`.\n\n" + self.to_markdown()
-        )
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.2f} %"
-
-
-def _synchronise(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
@@ -250,7 +66,7 @@ def merge_experts(
         weights: "uniform" (1/E), "ema" (the moving average of the routing in training), "calibration" (what the model
             mixes with on the calibration batches, on average), or E numbers; None = "ema". `calibrated` takes none.
         method: "linear" (exact sum, rank E r), "svd" (best rank r), "ties" and "dare" (what the deltas agree on, or a
-            random part of them), or "calibrated" (least squares on the calibration batches, `calibrated_merge.py`).
+            random part of them), or "calibrated" (least squares on the calibration batches, `merging/calibrated.py`).
         rank: Of the merged adapter; None = r for "svd", else E r.
         calibration: Batches of model inputs (on the model's device) to measure the loss on; where they have labels,
             the loss before and after is reported. None = random token ids, and the report says so. `calibrated` leaves
@@ -355,44 +171,6 @@ def resolve_weights(
         usage = {k: model.base_model.groups[k].mlp.mol_usage.float().cpu() for k in groups}
         return {k: value if value.dim() == 1 else value.mean(dim=0) for k, value in usage.items()}
     return measure_usage(model, calibration)
-
-
-def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
-    """A model of the same class with changed configuration, with all weights the two have in common, frozen in eval."""
-    config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()) | changes)
-    config._attn_implementation = model.config._attn_implementation
-    new = type(model)(config).to(device=model.device, dtype=model.dtype)
-    state = model.state_dict()
-    new.load_state_dict({name: value for name, value in state.items() if ".mlp.mol_" not in name}, strict=False)
-    return new.eval()
-
-
-def without_experts(model: PreTrainedModel) -> PreTrainedModel:
-    """The shared model alone."""
-    return copy_with(model, ffn_modulation="none")
-
-
-@torch.no_grad()
-def fold(base: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
-    """`base` with each group's one LoRA added to the weights: no experts, no router, the plain model's graph."""
-    model = copy.deepcopy(base)
-    for k, expert in experts.items():
-        mlp = model.base_model.groups[k].mlp
-        for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
-            layer.weight.copy_(layer.weight.double() + B[0] @ A[0])
-    return model
-
-
-@torch.no_grad()
-def with_one_expert(model: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
-    """The model with the merged expert as its only one, without a router."""
-    rank = next(iter(experts.values())).A_in.shape[1]
-    new = copy_with(model, num_experts=1, lora_rank=rank, lora_alpha=rank)
-    for k, expert in experts.items():
-        mlp = new.base_model.groups[k].mlp
-        for parameter, value in zip((mlp.mol_A_in, mlp.mol_B_in, mlp.mol_A_out, mlp.mol_B_out), expert[:4]):
-            parameter.copy_(value)
-    return new
 
 
 def random_batch(model: PreTrainedModel, batch_size: int = 8, length: int = 64) -> dict:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.command_line import UserError
+from modernalbert.cli.errors import UserError
 
 
 logger = logging.getLogger(__name__)

@@ -49,28 +49,26 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics, predictions_from_logits
-from modernalbert.evaluation.glue_submission import write_submission
-from modernalbert.training.glue_recipes import FROM_MNLI, apply_recipe
-from modernalbert.training.glue_suite import ALL_TASKS, run_suite
-from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
-from modernalbert.training.task_files import files_of_task, infer_task, load_task_file
-from modernalbert.training.task_script import (
-    ModelArguments,
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.glue_tasks import GLUE_TASKS, Task
+from modernalbert.data.sentences import files_of_task, infer_task, load_task_file
+from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
+from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
+from modernalbert.finetuning.checkpoint import labels_in_order, load_task_model, read_checkpoint
+from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
+from modernalbert.finetuning.glue_submission import write_submission
+from modernalbert.finetuning.glue_suite import ALL_TASKS, run_suite
+from modernalbert.finetuning.task_run import (
     RunResults,
-    TaskDataArguments,
-    TaskTrainingArguments,
     begin_run,
     check_merge,
     check_run,
     check_splits,
     choose_best_by,
     first_rows,
-    labels_in_order,
-    load_task_model,
-    read_checkpoint,
 )
+from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
 
 
 logger = logging.getLogger("run_glue")
@@ -338,9 +336,9 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     if data_arguments.demo:
-        from modernalbert.demo import run_demo
+        from modernalbert.finetuning.demo import run_demo
 
-        run_demo(model_arguments, data_arguments, training_arguments)
+        run_demo(run_task, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
     elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
         words = shlex.join(["run_glue.py", *sys.argv[1:]])
         run_suite(run_task, model_arguments, data_arguments, training_arguments, words)

@@ -44,26 +44,24 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.ner import METRICS, is_tag, labels_of, scheme_of, span_metrics
-from modernalbert.training.conll_files import check_tag, in_scheme, read_sentences, say_unknown_types
-from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer, longest_first
-from modernalbert.training.task_script import (
-    ModelArguments,
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.conll import check_tag, in_scheme, read_sentences, say_unknown_types
+from modernalbert.data.entity_tags import is_tag, labels_of, scheme_of
+from modernalbert.data.word_windows import by_sentence, encode_sentences
+from modernalbert.evaluation.ner import METRICS, span_metrics
+from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
+from modernalbert.finetuning.checkpoint import labels_in_order, load_task_model, read_checkpoint
+from modernalbert.finetuning.task_run import (
     RunResults,
-    TaskDataArguments,
-    TaskTrainingArguments,
     begin_run,
     check_merge,
     check_run,
     check_splits,
     choose_best_by,
     first_rows,
-    labels_in_order,
-    load_task_model,
-    read_checkpoint,
 )
-from modernalbert.training.word_windows import by_sentence, encode_sentences
+from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer, longest_first
 
 
 logger = logging.getLogger("run_ner")

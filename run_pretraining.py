@@ -52,28 +52,10 @@ from transformers import (
     set_seed,
 )
 
-from modernalbert.command_line import (
-    UserError,
-    check_processes,
-    check_reporters,
-    first_sentence,
-    parse_arguments,
-    run,
-)
+from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
-from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
-from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
-from modernalbert.training.packed_rows import Masking, PackedRows, StreamedRows
-from modernalbert.training.pretraining_trainer import PROJECTIONS_FILE, STUDENT, PretrainingTrainer
-from modernalbert.training.run_folder import (
-    EARLIER_RUN,
-    check_output_dir,
-    checkpoint_to_resume,
-    has_no_weights,
-    remove_earlier_run,
-)
-from modernalbert.training.teacher_cache import CachedTeacher
-from modernalbert.training.tokenized_corpus import (
+from modernalbert.data.corpus import (
     MANIFEST,
     TokenizedCorpus,
     check_text_files,
@@ -81,6 +63,13 @@ from modernalbert.training.tokenized_corpus import (
     prepare_corpus,
     tokenize_texts,
 )
+from modernalbert.data.packing import Masking, PackedRows, StreamedRows
+from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
+from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
+from modernalbert.training.pretraining_trainer import PROJECTIONS_FILE, STUDENT, PretrainingTrainer
+from modernalbert.training.teacher_cache import CachedTeacher
 
 
 logger = logging.getLogger("run_pretraining")

@@ -53,7 +53,7 @@ import torch
 import transformers
 from datasets import Dataset
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -62,8 +62,10 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.beir_folder import RetrievalSet, load_retrieval_set
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.beir import RetrievalSet, load_retrieval_set
+from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
     METRICS,
     Ranking,
@@ -73,28 +75,19 @@ from modernalbert.evaluation.retrieval import (
     search,
     search_bm25,
 )
-from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, RetrievalTrainingArguments, make_loss
-from modernalbert.training.retrieval_rows import (
-    add_negatives,
-    add_teacher_scores,
-    pairs_of,
-    read_row_file,
-    save_rows,
-)
-from modernalbert.training.task_script import (
+from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
+from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.task_run import (
     MERGE_CALIBRATION_ROWS,
     MERGE_FITTED_ROWS,
-    BaseDataArguments,
-    ModelArguments,
     RunResults,
     begin_run,
     check_merge,
     check_run,
     choose_best_by,
-    load_task_model,
     merge_as_asked,
-    read_checkpoint,
 )
+from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, make_loss
 
 
 logger = logging.getLogger("run_retrieval")
@@ -155,6 +148,22 @@ class DataArguments(BaseDataArguments):
         default=None, metadata={"help": "Train, and evaluate, the first so many dimensions as embeddings too."}
     )
     encode_processes: int = field(default=1, metadata={"help": "Processes that encode, each on a GPU if there are."})
+
+
+@dataclass
+class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrainingArguments):
+    """sentence-transformers' training arguments with defaults that suit retrieval."""
+
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
+    do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    eval_strategy: str = field(
+        default="no", metadata={"help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no."}
+    )
+    batch_sampler: str = field(
+        default="no_duplicates",
+        metadata={"help": "no_duplicates keeps a text from being its own negative; batch_sampler does not look."},
+    )
 
 
 def check_arguments(

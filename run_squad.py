@@ -46,15 +46,13 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.squad import (
-    METRICS,
-    Question,
-    best_thresholds,
-    read_squad,
-    rows_to_questions,
-    squad_metrics,
-)
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.squad import Question, read_squad, rows_to_questions
+from modernalbert.evaluation.squad import METRICS, best_thresholds, squad_metrics
+from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
+from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_merge, check_run, check_splits, choose_best_by
 from modernalbert.question_answering import (
     Answer,
     Windows,
@@ -66,19 +64,6 @@ from modernalbert.question_answering import (
     span_to_tokens,
 )
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer, longest_first
-from modernalbert.training.task_script import (
-    ModelArguments,
-    RunResults,
-    TaskDataArguments,
-    TaskTrainingArguments,
-    begin_run,
-    check_merge,
-    check_run,
-    check_splits,
-    choose_best_by,
-    load_task_model,
-    read_checkpoint,
-)
 
 
 logger = logging.getLogger("run_squad")

@@ -20,8 +20,8 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from modernalbert.benchmarks.timing import RESULTS_FOLDER, available_device, default_device, device_name
-from modernalbert.command_line import UserError, run
-from modernalbert.modeling_mol import multiplies_in
+from modernalbert.cli.errors import UserError, run
+from modernalbert.mol_backends import multiplies_in
 
 
 FOLDER = Path(__file__).parent

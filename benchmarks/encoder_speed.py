@@ -27,10 +27,10 @@ from transformers import (
 
 from modernalbert import ModernALBERTConfig, ModernALBERTModel
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
-from modernalbert.command_line import run
-from modernalbert.evaluation.squad import read_squad
+from modernalbert.cli.errors import run
+from modernalbert.data.squad import read_squad
+from modernalbert.data.tables import read_rows
 from modernalbert.merge_experts import merge_experts
-from modernalbert.training.row_files import read_rows
 
 
 NUM_LAYERS, WIDTH = 14, 768

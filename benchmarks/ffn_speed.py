@@ -18,16 +18,8 @@ import torch
 
 from modernalbert import ModernALBERTConfig
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
-from modernalbert.modeling_mol import (
-    FFN,
-    MOL_BACKENDS,
-    NOT_TRACEABLE,
-    DropoutMasks,
-    FeedForward,
-    MoLFeedForward,
-    concatenate_experts,
-    route,
-)
+from modernalbert.modeling_mol import FeedForward, MoLFeedForward, route
+from modernalbert.mol_backends import FFN, MOL_BACKENDS, NOT_TRACEABLE, DropoutMasks, concatenate_experts
 
 
 SWEEP_TOKENS = 4096

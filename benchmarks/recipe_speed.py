@@ -22,7 +22,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 from modernalbert.benchmarks.training_speed import known_peak, make_step, packed_rows, step_flops, synthetic_corpus
-from modernalbert.command_line import UserError, run
+from modernalbert.cli.errors import UserError, run
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from modernalbert.command_line import first_sentence
+from modernalbert.cli.errors import first_sentence
 
 
 GPU_SECONDS, GPU_WARM_UP = 0.02, 5

@@ -39,11 +39,11 @@ from torch.utils.data import DataLoader
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
-from modernalbert.command_line import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
+from modernalbert.data.packing import Masking, PackedRows
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, TeacherOutputs
-from modernalbert.training.packed_rows import Masking, PackedRows
 from modernalbert.training.pretraining_trainer import training_flops
-from modernalbert.training.tokenized_corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
 
 
 # Dense products in bfloat16, by what the GPU's name contains.

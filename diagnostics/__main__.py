@@ -20,9 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modernalbert.command_line import UserError, check_replaceable, parse_arguments, run
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.diagnostics.routing_report import WRITTEN, RoutingReport
-from modernalbert.hub import load_model, load_tokenizer
+from modernalbert.export.hub_folder import load_model, load_tokenizer
 from modernalbert.merge_experts import text_batches
 
 

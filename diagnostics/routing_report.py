@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.command_line import atomic_folder
-from modernalbert.mixture_calls import mixture_calls
-from modernalbert.modeling_mol import Experts, expert_mask, route
+from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.merging.ffn_recorder import mixture_calls
+from modernalbert.modeling_mol import route
+from modernalbert.mol_backends import Experts, expert_mask
 
 
 # What `save` writes, and may therefore replace.

@@ -1,2 +1,2 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Tasks and their metrics, independent of any model."""
+"""Metrics, independent of any model."""

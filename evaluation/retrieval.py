@@ -25,8 +25,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from modernalbert.command_line import UserError
-from modernalbert.evaluation.beir_folder import Corpus, Qrels, RetrievalSet
+from modernalbert.cli.errors import UserError
+from modernalbert.data.beir import Corpus, Qrels, RetrievalSet
 
 
 # MTEB's names, and what they are called in a table. The first is the one that counts.
@@ -43,7 +43,6 @@ CORPUS_BLOCK = 16384
 QUERY_BLOCK = 1024
 # Documents encoded between two steps of the progress bar.
 ENCODED_AT_ONCE = 1024
-
 # (queries, k) scores, best first, and (queries, k) row numbers; a score of -inf stands for no document.
 Ranking = tuple[np.ndarray, np.ndarray]
 

@@ -34,11 +34,12 @@ from peft import LilyConfig, LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modernalbert import MoLConfig
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.glue import GLUE_TASKS
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import load_task_file
+from modernalbert.finetuning.arguments import TaskTrainingArguments
 from modernalbert.run_glue import make_trainer, tokenize
-from modernalbert.training.task_files import load_task_file
-from modernalbert.training.task_script import TaskTrainingArguments
 
 
 # The linear layers of a BERT's feed-forward networks.

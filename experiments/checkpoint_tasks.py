@@ -52,12 +52,15 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from modernalbert.command_line import UserError, first_sentence, parse_arguments, run
-from modernalbert.evaluation.beir_folder import load_retrieval_set
-from modernalbert.evaluation.glue import GLUE_TASKS, Task, compute_metrics
-from modernalbert.evaluation.squad import read_squad, squad_metrics
-from modernalbert.evaluation.text_baselines import majority, tfidf
-from modernalbert.training.task_files import load_task_file
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.data.beir import load_retrieval_set
+from modernalbert.data.glue_tasks import GLUE_TASKS, Task
+from modernalbert.data.sentences import load_task_file
+from modernalbert.data.squad import read_squad
+from modernalbert.evaluation.glue import compute_metrics
+from modernalbert.evaluation.squad import squad_metrics
+from modernalbert.experiments.text_baselines import majority, tfidf
 
 
 REPOSITORY = Path(__file__).parents[1]

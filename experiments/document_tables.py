@@ -52,11 +52,13 @@ from transformers import ModernBertConfig
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
 from modernalbert.benchmarks.recipe_speed import TEACHERS
-from modernalbert.command_line import UserError, parse_arguments, run
-from modernalbert.demo import as_table
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
 from modernalbert.diagnostics import RoutingReport
+from modernalbert.finetuning.demo import as_table
 from modernalbert.training.pretraining_trainer import training_flops
-from modernalbert.upcycle import StepZero, config_from_modernbert, markdown_table
+from modernalbert.upcycling.initial_report import StepZero, markdown_table
+from modernalbert.upcycling.modernbert import config_from_modernbert
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -31,11 +31,13 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.command_line import UserError, parse_arguments, run
-from modernalbert.evaluation.embeddings import embed, load_encoder
-from modernalbert.evaluation.glue import GLUE_TASKS, compute_metrics
-from modernalbert.evaluation.text_baselines import logistic_regression
-from modernalbert.training.task_files import load_task_file
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import load_task_file
+from modernalbert.evaluation.glue import compute_metrics
+from modernalbert.experiments.embeddings import embed, load_encoder
+from modernalbert.experiments.text_baselines import logistic_regression
 
 
 # Of the regression: an embedding has few features, and each of them says a little.

@@ -28,10 +28,11 @@ from pathlib import Path
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.command_line import UserError, parse_arguments, run
-from modernalbert.evaluation.embeddings import embed, load_encoder
-from modernalbert.evaluation.glue import GLUE_TASKS
-from modernalbert.training.task_files import load_task_file
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import load_task_file
+from modernalbert.experiments.embeddings import embed, load_encoder
 
 
 @dataclass

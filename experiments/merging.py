@@ -32,10 +32,11 @@ from checkpoint_tasks import portable
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from modernalbert.command_line import UserError, parse_arguments, run
-from modernalbert.evaluation.glue import GLUE_TASKS
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import load_task_file
 from modernalbert.merge_experts import measure_errors, merge_experts
-from modernalbert.training.task_files import load_task_file
 
 
 # Name -> arguments of merge_experts.

@@ -42,7 +42,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from modernalbert.command_line import UserError, atomic_folder, parse_arguments, run
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.output_folders import atomic_folder
 
 
 PYPI = {

@@ -26,11 +26,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modernalbert.command_line import UserError, check_replaceable, parse_arguments, run
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.output_folders import check_replaceable
+from modernalbert.data.beir import load_retrieval_set
 from modernalbert.diagnostics import RoutingReport
 from modernalbert.diagnostics.routing_report import WRITTEN
-from modernalbert.evaluation.beir_folder import load_retrieval_set
-from modernalbert.hub import load_model, load_tokenizer
+from modernalbert.export.hub_folder import load_model, load_tokenizer
 
 
 NANO = Path(__file__).parents[1] / "checkpoints" / "modernalbert-nano"

@@ -36,7 +36,9 @@ from pathlib import Path
 
 from nano_corpus import HELD_OUT_LEADS_EVERY, PYPI, draw, sentences_of, wikipedia_leads, words_of
 
-from modernalbert.command_line import UserError, atomic_folder, parse_arguments, run
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.output_folders import atomic_folder
 
 
 SHORTEST = 4  # words of a query and of a document; what is shorter says nothing

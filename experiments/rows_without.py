@@ -29,8 +29,9 @@ from pathlib import Path
 
 from nano_corpus import shingles, strings_in, words_of
 
-from modernalbert.command_line import UserError, parse_arguments, run
-from modernalbert.training.row_files import read_rows
+from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.errors import UserError, run
+from modernalbert.data.tables import read_rows
 
 
 @dataclass

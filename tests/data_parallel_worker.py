@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tuner_models import adapt
 
 from modernalbert import ModernALBERTForMaskedLM
-from modernalbert.command_line import leave_process_group
+from modernalbert.cli.errors import leave_process_group
 from modernalbert.modeling_modernalbert import ModernALBERTLayer
 
 

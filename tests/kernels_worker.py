@@ -13,8 +13,9 @@ import traceback
 
 import torch
 
-from modernalbert import kernels_mol
-from modernalbert.modeling_mol import FFN, DropoutMasks, Experts, reference_mol, route
+from modernalbert import mol_triton
+from modernalbert.modeling_mol import route
+from modernalbert.mol_backends import FFN, DropoutMasks, Experts, reference_mol
 
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -54,7 +55,7 @@ def run(backend, leaves: dict[str, torch.Tensor], per_token: int) -> dict[str, t
 def errors(tokens, num_experts, per_token, rank, width, dtype) -> dict[str, float]:
     """Relative errors of a case."""
     leaves = inputs(tokens, num_experts, rank, width, getattr(torch, dtype))
-    actual = run(kernels_mol.triton_mol, leaves, per_token)
+    actual = run(mol_triton.triton_mol, leaves, per_token)
     expected = run(reference_mol, {name: leaf.double() for name, leaf in leaves.items()}, per_token)
     return {name: float((actual[name] - b).norm() / (b.norm() + 1e-12)) for name, b in expected.items()}
 
@@ -63,7 +64,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     if IS_INTERPRETED:
         # Several tiles of columns for each program, as where there are many tokens.
-        kernels_mol.PROGRAMS = 4
+        mol_triton.PROGRAMS = 4
     results = []
     for case in json.loads(sys.argv[1]):
         try:

@@ -15,7 +15,7 @@ from modernalbert import (
     upcycle_modernbert,
 )
 from modernalbert.modeling_modernalbert import PaddedBatch, flash_sequence_arguments, sequence_indices
-from modernalbert.upcycle import config_from_modernbert
+from modernalbert.upcycling.modernbert import config_from_modernbert
 
 
 LOCAL_GLOBAL = ["full_attention", "sliding_attention", "sliding_attention"] * 2

@@ -6,7 +6,7 @@ import torch
 from small_models import tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
-from modernalbert.modeling_mol import CPU_TOKEN_BLOCK
+from modernalbert.mol_backends import CPU_TOKEN_BLOCK
 
 
 # One group used twice, once per layer type: compilation time grows with depth.

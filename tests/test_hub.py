@@ -24,7 +24,8 @@ from modernalbert import (
     ModernALBERTModel,
     export_to_hub_folder,
 )
-from modernalbert.command_line import UserError, atomic_folder
+from modernalbert.cli.errors import UserError
+from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.hub import command as export_command
 
 

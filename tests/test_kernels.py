@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from modernalbert import kernels_mol  # noqa: E402
+from modernalbert import mol_triton  # noqa: E402
 
 
 ON_GPU = torch.cuda.is_available()
@@ -70,12 +70,12 @@ OTHERS |= {"order": "*i64", "slots": "*i64", "scaling": "fp32", "num_tokens": "i
 @pytest.mark.parametrize("kernel", ["_forward", "_backward_states", "_sum_parts", "_backward_experts"])
 def test_kernels_compile_for_a_gpu(kernel, dtype):
     """To Hopper's machine code, by the assembler that triton brings along: no GPU is needed for that."""
-    function = getattr(kernels_mol, kernel)
+    function = getattr(mol_triton, kernel)
     gates, A_out = torch.empty(4096, 2), torch.empty(8, 16, 2624)
-    sizes = kernels_mol.tiling(gates, A_out)[1] | {"IS_WEIGHTED": True}
+    sizes = mol_triton.tiling(gates, A_out)[1] | {"IS_WEIGHTED": True}
     options = {"num_stages": sizes.pop("num_stages")}
     if kernel == "_backward_states":
-        options["num_warps"] = kernels_mol.BACKWARD_WARPS
+        options["num_warps"] = mol_triton.BACKWARD_WARPS
     constants = {name: value for name, value in sizes.items() if name in function.arg_names}
     kinds = {name: OTHERS.get(name, f"*{dtype}") for name in function.arg_names}
     if kernel == "_backward_experts":  # whose results are sums over programs

@@ -8,21 +8,18 @@ import pytest
 import torch
 from small_models import randomise, tiny_config, tiny_model
 
-from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel, modeling_mol
-from modernalbert.grouped_mol import ROWS
-from modernalbert.modeling_mol import (
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel, mol_backends
+from modernalbert.modeling_mol import MoAFeedForward, MoLFeedForward, route, summarise_routing
+from modernalbert.mol_backends import (
     CPU_TOKEN_BLOCK,
     FFN,
     MOL_BACKENDS,
     DropoutMasks,
-    MoAFeedForward,
-    MoLFeedForward,
     choose_mol_backend,
     concatenate_experts,
     expert_mask,
-    route,
-    summarise_routing,
 )
+from modernalbert.mol_grouped import ROWS
 
 
 FAST_BACKENDS = sorted(set(MOL_BACKENDS) - {"reference", "triton"})  # whose kernels have a file of their own
@@ -118,7 +115,7 @@ def test_backends_agree_in_bfloat16(backend, autocast):
 def test_grouped_agrees_whether_the_processor_multiplies_in_bfloat16_or_not(in_half, monkeypatch):
     x = torch.randn(2 * ROWS, 32)
     _, expected_x, expected = with_gradients(mol_ffn("reference").float().eval(), x.bfloat16().float())
-    monkeypatch.setattr("modernalbert.grouped_mol.multiplies_in", lambda dtype: in_half)
+    monkeypatch.setattr("modernalbert.mol_grouped.multiplies_in", lambda dtype: in_half)
     _, actual_x, actual = with_gradients(mol_ffn("grouped").bfloat16().eval(), x.bfloat16())
     assert (actual_x.float() - expected_x).norm() / expected_x.norm() < 0.1
     for name in ("mol_A_in", "mol_B_in", "mol_A_out", "mol_B_out"):
@@ -158,7 +155,7 @@ def test_which_backend_auto_chooses():
 
 def warnings_of(caplog, function) -> tuple[object, str]:
     """A function's result, and what the library's log said meanwhile."""
-    modeling_mol.logger.warning_once.cache_clear()  # said once in a process, and another test may have
+    mol_backends.logger.warning_once.cache_clear()  # said once in a process, and another test may have
     library = logging.getLogger("modernalbert")
     library.addHandler(caplog.handler)
     try:

@@ -12,11 +12,12 @@ from small_models import run_command, tiny_config, tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
-from modernalbert.command_line import UserError
-from modernalbert.evaluation.glue import GLUE_TASKS, METRICS, compute_metrics
+from modernalbert.cli.errors import UserError
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import infer_task, load_task_file
+from modernalbert.data.tables import read_rows
+from modernalbert.evaluation.glue import METRICS, compute_metrics
 from modernalbert.run_glue import command as glue_command
-from modernalbert.training.row_files import read_rows
-from modernalbert.training.task_files import infer_task, load_task_file
 
 
 FILM = [
@@ -466,7 +467,7 @@ def test_length_grouped_prediction_keeps_the_order_of_rows(tmp_path, workplace):
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, TrainingArguments
 
-    from modernalbert.hub import load_tokenizer
+    from modernalbert.export.hub_folder import load_tokenizer
     from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
 
     tokenizer = load_tokenizer(str(workplace / "model"))

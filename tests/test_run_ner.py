@@ -15,11 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from modernalbert import ModernALBERTForMaskedLM
-from modernalbert.command_line import UserError
-from modernalbert.evaluation.ner import is_iob1, labels_of, span_metrics, spans_of, tags_of
-from modernalbert.run_ner import command as ner_command
-from modernalbert.training.conll_files import in_scheme, read_sentences
-from modernalbert.training.word_windows import (
+from modernalbert.cli.errors import UserError
+from modernalbert.data.conll import in_scheme, read_sentences
+from modernalbert.data.entity_tags import is_iob1, labels_of, spans_of, tags_of
+from modernalbert.data.word_windows import (
     NO_LABEL,
     by_sentence,
     encode_sentences,
@@ -27,6 +26,8 @@ from modernalbert.training.word_windows import (
     window_of_word,
     windows_of,
 )
+from modernalbert.evaluation.ner import span_metrics
+from modernalbert.run_ner import command as ner_command
 
 
 # --- spans -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from modernalbert import ModernALBERTForMaskedLM, run_retrieval
-from modernalbert.evaluation.beir_folder import load_retrieval_set
+from modernalbert.data.beir import load_retrieval_set
 from modernalbert.run_retrieval import RetrievalModelArguments, load_encoder, rank
 from modernalbert.run_retrieval import command as retrieval_command
 from modernalbert.training.contrastive import DistilledRankingLoss, RetrievalTrainer, make_loss
@@ -216,7 +216,7 @@ def router_gradients(workplace, tmp_path, coefficient=None, accumulate=1, **loss
     """Gradients of all parameters after one step on one batch, and the router's names."""
     from datasets import Dataset
 
-    from modernalbert.training.contrastive import RetrievalTrainingArguments
+    from modernalbert.run_retrieval import RetrievalTrainingArguments
 
     model = load_encoder(RetrievalModelArguments(str(workplace / "model")), 64)
     encoder = model.transformers_model

@@ -14,7 +14,8 @@ from small_squad import PARAGRAPHS, squad_content, write_squad
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForQuestionAnswering
-from modernalbert.evaluation.squad import read_squad, squad_metrics
+from modernalbert.data.squad import read_squad
+from modernalbert.evaluation.squad import squad_metrics
 from modernalbert.question_answering import question_answering
 from modernalbert.run_squad import DataArguments, make_split, windows_key
 from modernalbert.run_squad import command as squad_command

@@ -13,16 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from modernalbert import ModernALBERTForQuestionAnswering
-from modernalbert.command_line import UserError
-from modernalbert.evaluation.squad import (
-    Question,
-    best_thresholds,
-    normalize_answer,
-    question_scores,
-    read_squad,
-    rows_to_questions,
-    squad_metrics,
-)
+from modernalbert.cli.errors import UserError
+from modernalbert.data.squad import Question, read_squad, rows_to_questions
+from modernalbert.evaluation.squad import best_thresholds, normalize_answer, question_scores, squad_metrics
 from modernalbert.question_answering import (
     Answer,
     Windows,

@@ -9,8 +9,8 @@ from peft import PeftModel, get_peft_model
 from small_models import randomise, tiny_model, tiny_modernbert
 
 from modernalbert import ModernALBERTForMaskedLM, MoLConfig
-from modernalbert.routing_observer import mol_layers
-from modernalbert.tuner_experts import random_inputs
+from modernalbert.tuner.merge import random_inputs
+from modernalbert.tuner.observer import mol_layers
 
 
 COMMON = {

@@ -15,10 +15,9 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     DistillKLDivLoss,
@@ -29,27 +28,10 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
-from modernalbert.training.retrieval_rows import SCALE
-from modernalbert.training.task_script import TaskTrainingArguments
+from modernalbert.data.retrieval_pairs import SCALE
 
 
 DISTILLATIONS = ("kl", "margin_mse")
-
-
-@dataclass
-class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrainingArguments):
-    """sentence-transformers' training arguments with defaults that suit retrieval."""
-
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
-    do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    eval_strategy: str = field(
-        default="no", metadata={"help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no."}
-    )
-    batch_sampler: str = field(
-        default="no_duplicates",
-        metadata={"help": "no_duplicates keeps a text from being its own negative; batch_sampler does not look."},
-    )
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ STUDENT = "student."
 
 class PretrainingTrainer(Trainer):
     """
-    Trains a `DistilledStudent` on rows of `training/packed_rows.py`, in the order in which they come.
+    Trains a `DistilledStudent` on rows of `data/packing.py`, in the order in which they come.
 
     Every log line of training has the mean of each term since the last one, real tokens per second, the routers'
     entropy, the smallest and largest share of an expert, and, if the peak is known, the model FLOPs utilisation.

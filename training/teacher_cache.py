@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modernalbert.command_line import UserError
+from modernalbert.cli.errors import UserError
+from modernalbert.data.corpus import TokenizedCorpus
 
 from .distillation import Teacher, TeacherOutputs
-from .tokenized_corpus import TokenizedCorpus
 
 
 CACHE_MANIFEST = "teacher.json"

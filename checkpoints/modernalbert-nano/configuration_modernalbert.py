@@ -138,7 +138,7 @@ class ModernALBERTConfig(PreTrainedConfig):
         num_experts (`int`), num_experts_per_tok (`int`): Experts E, and how many each token uses. E = 1 is one LoRA
             without a router and without statistics.
         moa_bottleneck (`int` or `None`): Width of an "moa" adapter; `None` = what gives as many parameters as MoL.
-        mol_backend (`str`): "auto" or the name of a backend in `modeling_mol.MOL_BACKENDS`.
+        mol_backend (`str`): "auto" or the name of a backend in `mol_backends.MOL_BACKENDS`.
         lora_rank (`int`), lora_alpha (`float`), lora_dropout (`float`): Rank r; scale is `lora_alpha / lora_rank`;
             dropout on the input of each LoRA path.
         expert_mixing (`str`): "token" routes each token; "ema" and "uniform" run one merged expert, weighted by the

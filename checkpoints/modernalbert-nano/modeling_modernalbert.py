@@ -38,12 +38,10 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_modernalbert import ModernALBERTConfig
-from .grouped_mol import grouped_mol  # noqa: F401  registers the backend
 from .modeling_mol import (
     FeedForward,
     MoLRouter,
@@ -52,15 +50,13 @@ from .modeling_mol import (
     sum_over_processes,
     summarise_routing,
 )
+from .mol_grouped import grouped_mol  # noqa: F401  registers the backend
 
 
 try:
-    from .kernels_mol import triton_mol  # noqa: F401  registers the backend
+    from .mol_triton import triton_mol  # noqa: F401  registers the backend
 except ImportError:  # no triton: choose_mol_backend says so where it is asked for
     pass
-if is_peft_available():
-    # Whoever loads a ModernALBERT, with this package or from a Hub folder alone, can then load MoL adapters.
-    from .tuner_mol import MoLConfig, MoLModel  # noqa: F401
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Output folders that are whole or absent."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from modernalbert.cli.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Path]:
+    """
+    Yield a temporary folder beside `folder`, and move it into place when the block ends without an exception.
+
+    Args:
+        folder: The final place; a link is followed.
+        replaceable: Names or patterns of what an earlier output of the same kind holds. A folder with nothing else in
+            it is replaced; any other content is never touched.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else.
+    """
+    folder = Path(folder).resolve()
+    check_replaceable(folder, replaceable)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(folder: str | Path, replaceable: Sequence[str]) -> None:
+    """Raise a UserError unless `folder` is absent or holds nothing but what `replaceable` names."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the output folder is a file.")
+    for entry in sorted(folder.iterdir()):
+        if not any(entry.match(pattern) for pattern in replaceable):
+            raise UserError(f"{folder}: the output folder is not empty, and {entry.name} in it is no earlier output.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

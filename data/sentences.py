@@ -1,0 +1,154 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files of rows as the data of a task: its columns and labels, checked row by row."""
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from modernalbert.cli.errors import UserError
+from modernalbert.data.glue_tasks import Task
+from modernalbert.data.tables import read_rows
+
+
+def infer_task(file: str, label_column: str = "label", text_columns: str | None = None) -> Task:
+    """
+    The task a training file without a task name stands for.
+
+    The text is in `text_columns` ("a" or "a,b"), or in the one or two columns of strings that are not the label.
+    Numbers with a fraction make it a regression; otherwise the labels are the different values, in sorted order.
+    """
+    rows = read_rows(file)
+    place, first = rows[0]
+    if label_column not in first:
+        raise UserError(f"{place}: no column {label_column!r}; there are {', '.join(first)} (see --label_column).")
+    if text_columns is None:
+        candidates = [
+            name
+            for name, value in first.items()
+            if name != label_column and isinstance(value, str) and name.lower() not in ("id", "idx", "index", "guid")
+        ]
+        if not 1 <= len(candidates) <= 2:
+            raise UserError(
+                f"{place}: which columns hold the text? Give --text_columns with one or two of {', '.join(first)}."
+            )
+        columns = tuple(candidates)
+    else:
+        columns = tuple(name.strip() for name in text_columns.split(","))
+        missing = [name for name in columns if name not in first]
+        if missing or len(columns) > 2:
+            raise UserError(f"--text_columns {text_columns} is not allowed: one or two of {', '.join(first)}.")
+    values = []
+    for place, row in rows:
+        if _is_missing(row.get(label_column)):
+            raise UserError(f"{place}: no value in column {label_column!r}.")
+        values.append(row[label_column])
+    numbers = [_as_number(value) for value in values]
+    if all(number is not None for number in numbers):
+        if any(number != int(number) for number in numbers):
+            return Task("custom", columns, (), ("spearmanr", "pearson"), label_column=label_column)
+        labels = tuple(str(int(number)) for number in sorted(set(numbers)))
+    else:
+        labels = tuple(sorted({str(value) for value in values}))
+    if len(labels) < 2:
+        raise UserError(
+            f"{file}: column {label_column!r} holds one label only, {labels[0]!r}; there must be two or more."
+        )
+    metrics = ("accuracy", "f1") if labels == ("0", "1") else ("accuracy", "macro_f1")
+    return Task("custom", columns, labels, metrics, label_column=label_column)
+
+
+def files_of_task(data_dir: Path, task: Task) -> dict[str, str]:
+    """
+    The files of a task in a folder of tasks, by split: TASK/train.jsonl and so on.
+
+    Besides "train", "validation" and "test" these are the splits the task has of its own ("validation_matched", ...).
+
+    Raises:
+        UserError: there is no such folder, or no such file in it.
+    """
+    splits = dict.fromkeys(("train", "validation", *task.validation_splits, "test", *task.test_splits))
+    files = {split: data_dir / task.name / f"{split}.jsonl" for split in splits}
+    files = {split: str(file) for split, file in files.items() if file.is_file()}
+    if not files:
+        raise UserError(f"{data_dir / task.name}: there is no train.jsonl, validation.jsonl or test.jsonl.")
+    return files
+
+
+def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
+    """
+    A data set with columns "text", for pairs "text_pair", and "label" (id or number), checked row by row.
+
+    A label may be an id or a label name. A row's label may be missing (or -1, as in GLUE's test sets) only where
+    `with_labels` is false; the column is then left out unless every row has one.
+
+    Raises:
+        UserError: a column is missing or a label is not allowed; the file and line are named.
+    """
+    columns: dict[str, list] = {name: [] for name in ("text", "text_pair")[: len(task.text_columns)]}
+    labels = []
+    for place, row in read_rows(file):
+        for target, name in zip(columns, task.text_columns):
+            if not isinstance(row.get(name), str):
+                said = (
+                    f"no column {name!r}; there are {', '.join(map(str, row))}"
+                    if name not in row
+                    else (f"column {name!r} must hold text, not {row[name]!r}")
+                )
+                raise UserError(f"{place}: {said}.")
+            columns[target].append(row[name])
+        label = row.get(task.label_column)
+        if not with_labels and (_is_missing(label) or _as_number(label) == -1):
+            continue
+        if task.label_column not in row:
+            raise UserError(f"{place}: no column {task.label_column!r}; there are {', '.join(map(str, row))}.")
+        if _is_missing(label):
+            raise UserError(f"{place}: no value in column {task.label_column!r}.")
+        labels.append(_label_value(task, label, place))
+    if len(labels) == len(columns["text"]):
+        columns["label"] = labels
+    return Dataset.from_dict(columns)
+
+
+def _label_value(task: Task, label, place: str) -> int | float:
+    number = _as_number(label)
+    if task.is_regression:
+        if number is None:
+            raise UserError(f"{place}: the label {label!r} is not allowed: it must be a number.")
+        return number
+    # Names first: a custom task's names may themselves be numbers, such as "1" to "5".
+    name = str(int(number)) if number is not None and number == int(number) else str(label)
+    if name in task.labels:
+        return task.labels.index(name)
+    if number is not None and number == int(number) and task.name != "custom" and 0 <= number < len(task.labels):
+        return int(number)
+    allowed = ", ".join(task.labels)
+    if task.name != "custom":
+        allowed = f"0 to {len(task.labels) - 1} ({allowed})"
+    raise UserError(f"{place}: the label {label!r} is not allowed: it must be one of {allowed}.")
+
+
+def _as_number(value) -> float | None:
+    if isinstance(value, bool):
+        return float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def _is_missing(label) -> bool:
+    """None, an empty cell, or the NaN that tables put in place of nothing."""
+    return label is None or label == "" or label != label

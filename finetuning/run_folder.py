@@ -1,0 +1,114 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A run's output folder: what may be used, what an earlier run left, where to continue, and the settings kept there."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from modernalbert.cli.errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+# What any run leaves in its output folder beside the model's files, and may delete there.
+EARLIER_RUN = ("checkpoint-*", "*_results.json", "trainer_state.json")
+
+
+def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
+    """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file.")
+    is_named = resume is not None and resume.lower() not in ("true", "false")
+    if is_named:
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
+        if overwrite and folder.resolve() in Path(resume).resolve().parents:
+            raise UserError(f"--overwrite_output_dir would delete the checkpoint to resume, {resume}.")
+    is_inside = is_named and folder.resolve() in Path(resume).resolve().parents
+    if (folder / "all_results.json").is_file() and not overwrite and not is_inside:
+        raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
+
+
+def remove_earlier_run(folder: Path, patterns: Sequence[str] = EARLIER_RUN) -> None:
+    """Delete an earlier run's checkpoints and results, and nothing else that may lie in the folder."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
+    """
+    Where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
+
+    A checkpoint that lies in the folder itself is taken at its name, as going back to it can only be meant; one from
+    elsewhere is where a branch began, which goes on from its own checkpoints.
+    """
+    is_named = resume is not None and resume.lower() not in ("true", "false")
+    if is_named and folder.resolve() in Path(resume).resolve().parents:
+        return resume
+    if (resume or "true").lower() == "false":
+        return None
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for checkpoint in checkpoints:
+        # Trainer writes its state last.
+        if (checkpoint / "trainer_state.json").is_file():
+            logger.warning(f"Continuing from {checkpoint}.")
+            return str(checkpoint)
+        logger.warning(f"{checkpoint} was cut off while it was written: passed over.")
+    return resume if is_named else None
+
+
+SETTINGS_FILE = "run_settings.json"
+# What may change from one start to the next.
+FREE = (
+    "overwrite_output_dir",
+    "seeds",
+    "trust_remote_code",
+    "attn_implementation",
+    "encode_processes",
+    "mini_batch_size",
+)
+
+
+def inputs_of(model_arguments, data_arguments) -> dict:
+    """The values of two dataclasses of options that say what is trained and on what, as JSON gives them back."""
+    values = vars(model_arguments) | vars(data_arguments)
+    return json.loads(json.dumps({name: value for name, value in values.items() if name not in FREE}))
+
+
+def other_settings(folder: Path, settings: dict) -> str:
+    """How the settings kept in a folder differ from these, in words; "" if they do not, or none are kept."""
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return ""
+    earlier = json.loads(file.read_text("utf-8"))
+    other = [name for name, value in settings.items() if earlier.get(name, value) != value]
+    return ", ".join(f"{name} {earlier[name]} instead of {settings[name]}" for name in other)
+
+
+def refuse_other_settings(folder: Path, settings: dict) -> None:
+    """Refuse to go on in a folder that keeps other settings."""
+    if said := other_settings(folder, settings):
+        raise UserError(f"{folder} was run with {said}: choose another folder, or add --overwrite_output_dir.")
+
+
+def keep_settings(folder: Path, settings: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

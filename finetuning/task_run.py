@@ -1,0 +1,229 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A run of a task script: checks, results, and the merge after it."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from modernalbert.cli.arguments import check_processes, check_reporters
+from modernalbert.cli.errors import UserError
+from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
+from modernalbert.finetuning.run_folder import (
+    EARLIER_RUN,
+    SETTINGS_FILE,
+    check_output_dir,
+    checkpoint_to_resume,
+    inputs_of,
+    keep_settings,
+    other_settings,
+    refuse_other_settings,
+    remove_earlier_run,
+)
+from modernalbert.merge_experts import measure_errors, merge_experts, parse_weights
+from modernalbert.merging.report import MergeReport
+
+
+logger = logging.getLogger(__name__)
+
+# What a run leaves in its output folder beside the model's files, and may delete there.
+RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
+# Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
+MERGE_CALIBRATION_ROWS, MERGE_FITTED_ROWS = 256, 512
+MERGE_AFTER = ("ema", "uniform", "calibrated")
+# Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
+LATENCY_TOKENS = 4096
+
+
+def check_merge(
+    weights: str | None, model: PreTrainedModel, has_validation: bool, has_training: bool = True
+) -> str | list[float] | None:
+    """The value of --merge_after, checked before anything long starts."""
+    if weights is None:
+        return None
+    parsed = parse_weights(weights, flag="--merge_after", names=MERGE_AFTER)
+    if getattr(model.config, "ffn_modulation", None) != "mol":
+        raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
+    if not isinstance(parsed, str) and len(parsed) != model.config.num_experts:
+        raise UserError(f"--merge_after {weights} is not allowed: it must be {model.config.num_experts} numbers.")
+    if not has_validation:
+        raise UserError("--merge_after needs --validation_file, to measure what the merge changes.")
+    if parsed == "calibrated" and not has_training:
+        raise UserError("--merge_after calibrated needs training rows to fit to, and this run does not train.")
+    return parsed
+
+
+def merge_as_asked(
+    model: PreTrainedModel, weights: str | list[float], text: list[dict], judged: list[dict]
+) -> MergeReport:
+    """
+    Merge a model's experts by the value of --merge_after.
+
+    Args:
+        text: Batches that "calibrated" is fitted to; nothing else uses them.
+        judged: Batches that the errors are measured on.
+    """
+    if weights != "calibrated":
+        return merge_experts(model, weights, calibration=judged)
+    report = merge_experts(model, method="calibrated", calibration=text)
+    measure_errors(report, model, judged)
+    return report
+
+
+def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> None:
+    """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
+    check_processes(training_arguments.world_size, training_arguments.n_gpu)
+    check_reporters(training_arguments.report_to)
+    for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
+        value = getattr(data_arguments, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"--{name} {value} is not allowed: it must be an integer of at least 1.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        value = getattr(training_arguments, name)
+        if value is not None and value < 1:  # None: the task's own, which comes later
+            raise UserError(f"--{name} {value} is not allowed: it must be at least 1.")
+    check_output_dir(
+        Path(training_arguments.output_dir),
+        data_arguments.overwrite_output_dir,
+        training_arguments.resume_from_checkpoint,
+    )
+
+
+def check_splits(training_arguments: TrainingArguments, splits: Sequence[str]) -> list[str]:
+    """The validation splits among `splits`, after a UserError for rows that are needed and missing."""
+    validation_splits = [split for split in splits if split.startswith("validation")]
+    if training_arguments.do_train and "train" not in splits:
+        raise UserError("--train_file is missing (or add --no_do_train).")
+    if training_arguments.do_eval and not validation_splits:
+        raise UserError("--validation_file is missing (or add --no_do_eval).")
+    return validation_splits
+
+
+def choose_best_by(training_arguments: TrainingArguments, metrics: Sequence[str]) -> None:
+    """Turn metric_for_best_model "task" into the first of the task's metrics, all of which grow as they get better."""
+    wanted = training_arguments.metric_for_best_model
+    allowed = ("task", "loss", *metrics)
+    if wanted is not None and wanted.removeprefix("eval_") not in allowed:
+        raise UserError(f"--metric_for_best_model {wanted} is not allowed: it must be one of {', '.join(allowed)}.")
+    if wanted in (None, "task"):
+        training_arguments.metric_for_best_model = metrics[0]
+    training_arguments.greater_is_better = not training_arguments.metric_for_best_model.endswith("loss")
+
+
+def begin_run(
+    model_arguments: ModelArguments,
+    data_arguments: BaseDataArguments,
+    training_arguments: TrainingArguments,
+    reused: Sequence[str] = (),
+) -> str | None:
+    """
+    Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one.
+
+    Args:
+        reused: Names in the output folder that a run goes on with, too, if they are there.
+
+    Raises:
+        UserError: an earlier run in the folder, which this one would go on with, was of another model or other rows.
+    """
+    output_dir = Path(training_arguments.output_dir)
+    settings = inputs_of(model_arguments, data_arguments)
+    is_first = training_arguments.process_index == 0
+    if data_arguments.overwrite_output_dir and is_first:
+        remove_earlier_run(output_dir, (*RUN_FILES, *reused))
+    # The first process first: the others must find the folder as it leaves it.
+    with training_arguments.main_process_first(local=False):
+        checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
+        is_inside = checkpoint is not None and output_dir.resolve() in Path(checkpoint).resolve().parents
+        if is_inside or any((output_dir / name).exists() for name in reused):
+            refuse_other_settings(output_dir, settings)
+        elif is_first and other_settings(output_dir, settings):
+            (output_dir / SETTINGS_FILE).unlink()
+        # One task of a suite finds more settings there than these.
+        if is_first and not (output_dir / SETTINGS_FILE).is_file():
+            keep_settings(output_dir, settings)
+        return checkpoint
+
+
+def first_rows(data: Dataset, split: str, arguments: TaskDataArguments) -> Dataset:
+    """As many rows of the split as --max_train_samples or --max_eval_samples asks for."""
+    limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+    return data if limit is None or split.startswith("test") else data.select(range(min(limit, len(data))))
+
+
+class RunResults:
+    """The metrics of a run: logged, written split by split, and together at the end."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.metrics: dict[str, float] = {}
+
+    def train(self, checkpoint: str | None) -> None:
+        """Train, from a checkpoint if there is one, and save the model."""
+        outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
+        self.trainer.save_model()
+        self.trainer.save_state()
+        self.keep("train", outcome.metrics | {"train_samples": len(self.trainer.train_dataset)})
+
+    def keep(self, split: str, metrics: dict[str, float]) -> None:
+        """Log a split's metrics and write `<split>_results.json`."""
+        self.trainer.log_metrics(split, metrics)
+        self.trainer.save_metrics(split, metrics, combined=False)
+        self.metrics.update(metrics)
+
+    def merge_and_evaluate(
+        self, weights: str | list[float], rows: Dataset, measure: Callable[[PreTrainedModel], dict[str, float]]
+    ) -> MergeReport:
+        """
+        Merge the trainer's model, measure the merged one, and write model and report into `merged/`.
+
+        Args:
+            weights: The value of --merge_after.
+            rows: Tokenised rows; on the first of them the merge measures its errors.
+            measure: A model's metrics on the validation rows, under the names that `keep` got for the routed one.
+        """
+        trainer = self.trainer
+
+        def batches_of(data: Dataset, num_rows: int) -> list[dict]:
+            data = data.select_columns(rows.column_names).select(range(min(num_rows, len(data))))
+            # Not the trainer's loader: every process works on the same rows.
+            loader = torch.utils.data.DataLoader(
+                data, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
+            )
+            return [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
+
+        batches = batches_of(rows, MERGE_CALIBRATION_ROWS)
+        text = batches_of(trainer.train_dataset, MERGE_FITTED_ROWS) if weights == "calibrated" else []
+        report = merge_as_asked(trainer.model, weights, text, batches)
+        report.measured_on = f"the first {min(MERGE_CALIBRATION_ROWS, len(rows))} validation rows"
+        merged = {name.removeprefix("eval_"): value for name, value in measure(report.model).items()}
+        routed = {name: self.metrics[f"eval_{name}"] for name in merged if f"eval_{name}" in self.metrics}
+        report.metrics = {"routed": routed, "merged": merged}
+        num_rows = max(1, LATENCY_TOKENS // batches[0]["input_ids"].shape[1])
+        report.measure_latency(trainer.model, {name: value[:num_rows] for name, value in batches[0].items()})
+        if trainer.is_world_process_zero():
+            report.save(Path(trainer.args.output_dir) / "merged", tokenizer=trainer.processing_class)
+        self.metrics.update({f"merged_{name}": value for name, value in merged.items()})
+        return report
+
+    def write(self) -> dict[str, float]:
+        """Write `all_results.json`, last: its presence says that the run is complete."""
+        if self.trainer.is_world_process_zero():
+            file = Path(self.trainer.args.output_dir) / "all_results.json"
+            file.write_text(json.dumps(self.metrics, indent=2, sort_keys=True) + "\n")
+        return self.metrics

@@ -1,0 +1,142 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The merged expert that least squares finds: what best reproduces a routed FFN on given text, in closed form.
+
+Averaging deltas (`methods.py`) asks no question about the tokens. This method (our own) does, projection by
+projection, starting from the average D = sum_e w_e Delta_e:
+
+1. Delta_in is the ridge regression of the pre-activations that routing mixes, sum_e q_e(x) Delta_in,e x, on x;
+2. Delta_out that of what the routed FFN puts out, less P_out u, on the u that the merged Delta_in now gives.
+
+Both are shrunk towards D, the more the less text there is; both are cut to a rank in the metric of their inputs, which
+is the best that rank can do for the same squares.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from modernalbert.merging.ffn_recorder import gates_of, mixture_calls, with_progress
+from modernalbert.merging.methods import MergedExpert, default_rank, split_evenly
+from modernalbert.modeling_mol import MoLFeedForward
+from modernalbert.mol_backends import Experts, concatenate_experts
+
+
+# The weight of staying with the average, relative to the mean square of the inputs: with much text, and for each input
+# that a token has to speak for (chosen on nano, fine-tuned on SICK, and on small random models).
+RIDGE, RIDGE_PER_INPUT = 0.1, 3.0
+
+
+class RidgeRegression:
+    """A linear map x (T, n) -> y (T, m) from float64 sums over tokens, so that no token is kept."""
+
+    def __init__(self):
+        self.num_tokens = 0
+        self.gram: torch.Tensor | None = None  # (n, n)
+        self.cross: torch.Tensor | None = None  # (m, n)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """More tokens; what they add is computed in their precision, float32 at least."""
+        x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
+        if self.gram is None:
+            self.gram = x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float64)
+            self.cross = x.new_zeros(y.shape[-1], x.shape[-1], dtype=torch.float64)
+        self.gram.add_(x.T @ x)
+        self.cross.add_(y.T @ x)
+        self.num_tokens += len(x)
+
+    def solve(
+        self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """
+        The map B A of rank r that minimises mean|(B A - B0 A0) x - y|^2 + ridge mean(x^2) |B A - B0 A0|^2.
+
+        Args:
+            prior: (A0 (R, n), B0 (m, R)) float64; y is what is left after it.
+
+        Returns:
+            A (r, n), B (m, r), and the share of the squares that the rank keeps.
+        """
+        metric = self.gram / self.num_tokens
+        metric.diagonal().add_(ridge * metric.diagonal().mean())
+        root = torch.linalg.cholesky(metric)
+        full = prior[1] @ prior[0] + torch.cholesky_solve(self.cross.T / self.num_tokens, root).T
+        A, B, energy = split_evenly(*torch.linalg.svd(full @ root, full_matrices=False), rank)
+        return torch.linalg.solve_triangular(root, A, upper=False, left=False), B, energy
+
+
+@torch.no_grad()
+def merge_calibrated(
+    model: PreTrainedModel, weights: dict[int, torch.Tensor], batches: Sequence[dict], rank: int | None = None
+) -> dict[int, MergedExpert]:
+    """
+    One expert for each modulated group, fitted to what the group's routed FFN does with the text, at all its layers.
+
+    Args:
+        model: With `ffn_modulation="mol"`; it is run twice over the batches, in evaluation mode.
+        weights: (E,) by group, of the average that the fit starts from: `measure_usage` on the batches.
+        rank: None = E r, that of the exact average.
+
+    Raises:
+        ValueError: the rank is not allowed.
+    """
+    mixtures: dict[int, MoLFeedForward] = {k: model.base_model.groups[k].mlp for k in model.config.modulated_groups}
+    averages = {}
+    for k, mlp in mixtures.items():
+        factors = Experts(*(factor.double() for factor in mlp.experts[:4]), mlp.scaling)
+        averages[k] = concatenate_experts(factors, weights[k].to(mlp.mol_A_in.device).double())
+    rank = default_rank(next(iter(mixtures.values())).experts, rank)
+
+    def fit(name: str, samples: Callable) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
+        regressions = {k: RidgeRegression() for k in mixtures}
+
+        def visit(group, mlp, position, x, output):
+            regressions[group].add(*samples(group, mlp, position, x, output))
+
+        with mixture_calls(model, visit):
+            for batch in with_progress(batches, f"Fitting the {name} projections"):
+                model(**batch)
+        solved = {}
+        for k, regression in regressions.items():
+            prior = (getattr(averages[k], f"A_{name}")[0], getattr(averages[k], f"B_{name}")[0])
+            ridge = RIDGE + RIDGE_PER_INPUT * prior[0].shape[1] / regression.num_tokens
+            solved[k] = regression.solve(prior, rank, ridge)
+        return solved
+
+    def low_rank(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        return (x @ A.to(x).T) @ B.to(x).T
+
+    def pre_activations(group, mlp, position, x, output):
+        # What routing adds to the average: the experts' parts, weighted by q_e - w_e.
+        difference = gates_of(mlp, position, x) - weights[group].to(x.device)
+        blocks = (difference * mlp.scaling).to(x.dtype).repeat_interleave(mlp.mol_A_in.shape[1], dim=-1)
+        states = (x @ mlp.mol_A_in.flatten(0, 1).T) * blocks
+        return x, states @ mlp.mol_B_in.permute(0, 2, 1).flatten(0, 1)
+
+    def outputs(group, mlp, position, x, output):
+        A, B, _ = first[group]
+        u = mlp.activate(mlp.Wi(x) + low_rank(x, A, B))
+        average = averages[group]
+        return u, output - mlp.Wo(u) - low_rank(u, average.A_out[0], average.B_out[0])
+
+    first = fit("in", pre_activations)
+    second = fit("out", outputs)
+    merged = {}
+    for k in mixtures:
+        (A_in, B_in, energy_in), (A_out, B_out, energy_out) = first[k], second[k]
+        expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
+        merged[k] = MergedExpert(expert, energy_in, energy_out)
+    return merged

@@ -1,0 +1,340 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The experts of a Mixture of LoRAs, and the backends that run them: registry, `reference`, `masked`, and the choice.
+
+The mathematics and the names of shapes are in `modeling_mol`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
+
+
+logger = logging.get_logger(__name__)
+
+
+def expert_mask(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """(..., k) indices -> (..., k, E) booleans, true where the slot holds that expert."""
+    return experts.unsqueeze(-1) == torch.arange(num_experts, device=experts.device)
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+class Experts(NamedTuple):
+    """E LoRA experts on both projections of one FFN. All of one dtype; `scaling` is s = alpha / r."""
+
+    A_in: torch.Tensor  # (E, r, d)
+    B_in: torch.Tensor  # (E, n_in, r)
+    A_out: torch.Tensor  # (E, r, f)
+    B_out: torch.Tensor  # (E, d, r)
+    scaling: float
+
+
+class FFN(NamedTuple):
+    """The shared FFN as three steps on (..., width) tensors, so that MoL needs to know no particular FFN."""
+
+    project_in: Callable[[torch.Tensor], torch.Tensor]  # (..., d) -> (..., n_in)
+    activate: Callable[[torch.Tensor], torch.Tensor]  # (..., n_in) -> (..., f)
+    project_out: Callable[[torch.Tensor], torch.Tensor]  # (..., f) -> (..., d)
+    glu_activation: str | None = None  # of a GLU whose activated half comes first; what fused kernels go by
+    activation_learns: bool = False  # whether `activate` has weights of its own, which wait for a gradient
+
+
+class DropoutMasks(NamedTuple):
+    """
+    Scaled keep-masks, drawn once per call outside the backends, so that every backend drops the same elements.
+
+    `ffn` acts on every expert's u_e before P_out and A_out alike; the `lora` ones only on the input of the low-rank
+    paths. None = no dropout.
+    """
+
+    ffn: torch.Tensor | None = None  # (T, f)
+    lora_in: torch.Tensor | None = None  # (T, d)
+    lora_out: torch.Tensor | None = None  # (T, f)
+
+
+def _apply(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return x if mask is None else x * mask
+
+
+def concatenate_experts(experts: Experts, weights: torch.Tensor) -> Experts:
+    """
+    One LoRA of rank E r whose deltas are sum_e w_e s B_e A_e, exactly: *deltas* are averaged, not factors.
+
+    Args:
+        experts: E experts.
+        weights: (E,), any float dtype.
+
+    Returns:
+        One expert, rank E r, scaling 1: A' stacks the A_e, B' the w_e s B_e.
+    """
+
+    def stack_a(a: torch.Tensor) -> torch.Tensor:  # (E, r, x) -> (1, E r, x)
+        return a.flatten(0, 1).unsqueeze(0)
+
+    def stack_b(b: torch.Tensor) -> torch.Tensor:  # (E, x, r) -> (1, x, E r)
+        weighted = b * (weights.to(b.dtype) * experts.scaling).view(-1, 1, 1)
+        return weighted.permute(1, 0, 2).flatten(1).unsqueeze(0)
+
+    return Experts(
+        stack_a(experts.A_in), stack_b(experts.B_in), stack_a(experts.A_out), stack_b(experts.B_out), scaling=1.0
+    )
+
+
+def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
+    """The FFN with one LoRA (E = 1) for all tokens: (T, d) -> (T, d)."""
+    linear = nn.functional.linear
+    low_rank = linear(_apply(masks.lora_in, x), experts.A_in[0]) * experts.scaling
+    hidden = _apply(masks.ffn, ffn.activate(ffn.project_in(x) + linear(low_rank, experts.B_in[0])))
+    low_rank = linear(_apply(masks.lora_out, hidden), experts.A_out[0]) * experts.scaling
+    return ffn.project_out(hidden) + linear(low_rank, experts.B_out[0])
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+
+MOL_BACKENDS: dict[str, Callable] = {}
+# Backends that may be absent, and why.
+OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
+# Backends that no graph can hold.
+NOT_TRACEABLE: set[str] = set()
+_WHY_NOT: dict[str, Callable] = {}
+
+
+def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | None = None) -> Callable:
+    """
+    Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
+
+    A backend takes (x (T, d), routing weights q (T, k), expert indices (T, k), FFN, Experts, DropoutMasks) and returns
+    (T, d).
+
+    Args:
+        traceable: Whether graphs, and torch.func, can hold it; if not, `masked` takes its place there.
+        why_not: For a backend with limits of its own: (x, FFN, DropoutMasks) -> the reason why it cannot be used, or
+            None.
+    """
+
+    def decorator(function: Callable) -> Callable:
+        MOL_BACKENDS[name] = function
+        if not traceable:
+            NOT_TRACEABLE.add(name)
+        if why_not is not None:
+            _WHY_NOT[name] = why_not
+        return function
+
+    return decorator
+
+
+@register_mol_backend("reference")
+def reference_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
+
+    A bias of P_out belongs to no expert: it is added once, so that it is no reason to route anywhere (our decision; it
+    changes nothing but the router's gradient for k = 1).
+    """
+    num_experts = experts.A_in.shape[0]
+    chosen = expert_mask(experts_index, num_experts).to(routing_weights.dtype)
+    gates = (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2).to(x.dtype)  # (T, E)
+    bias = ffn.project_out(x.new_zeros(1, experts.A_out.shape[-1]))
+    output = bias.expand(x.shape)
+    for e in range(num_experts):
+        expert = Experts(*(part[e : e + 1] for part in experts[:4]), scaling=experts.scaling)
+        output = output + gates[:, e : e + 1] * (single_expert_forward(x, ffn, expert, masks) - bias)
+    return output
+
+
+# Tokens the CPU works on at a time. The k activations of a block stay in the last-level cache and in memory that the
+# allocator already holds; beyond some 30 MB every temporary is fresh pages (measured: benchmarks/ffn_speed.py).
+CPU_TOKEN_BLOCK = 512
+
+
+class Slots(NamedTuple):
+    """What each of the k slots of a token holds, for experts whose factors are stacked to rank E r."""
+
+    blocks: torch.Tensor  # (k, T, E r), the scale s in the block of the slot's expert, else 0
+    gates: torch.Tensor  # (k, T, 1), routing weights
+
+
+def fill_slots(
+    routing_weights: torch.Tensor, experts_index: torch.Tensor, experts: Experts, dtype: torch.dtype
+) -> Slots:
+    """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
+    num_experts, rank, _ = experts.A_in.shape
+    blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
+    return Slots(blocks.repeat_interleave(rank, dim=-1), routing_weights.to(dtype).t().unsqueeze(-1))
+
+
+def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
+    """P_in x (T, n), all A_in x (T, E r) and (E, n, r) -> the h_e of the k slots, (k, T, n)."""
+    B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, n)
+    # In place: a product with an addend (baddbmm) would first copy the addend k times, which is slower.
+    return torch.matmul(low_rank * slots.blocks, B_in).add_(base)
+
+
+def mix_slots(
+    hidden: torch.Tensor, A_out: torch.Tensor, slots: Slots, lora_out_mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The activated k slots u_e (k, T, f) -> what P_out gets, sum_e q_e u_e (T, f), and what B_out gets (T, E r).
+
+    Args:
+        A_out: (E, r, f).
+        lora_out_mask: (T, f) scaled keep-mask on the input of A_out.
+    """
+    low_rank = nn.functional.linear(_apply(lora_out_mask, hidden), A_out.flatten(0, 1))
+    # Slot by slot: a product of all k at once would be another tensor of their size.
+    mixture = hidden[0] * slots.gates[0]
+    for u, gate in zip(hidden[1:], slots.gates[1:]):
+        mixture = torch.addcmul(mixture, u, gate)
+    return mixture, (low_rank * (slots.blocks * slots.gates)).sum(dim=0)
+
+
+def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tensor) -> torch.Tensor:
+    """P_out's result (T, d), low-rank states (T, E r) and (E, d, r) -> (T, d)."""
+    return output + nn.functional.linear(low_rank, B_out.transpose(0, 1).flatten(1))
+
+
+def token_blocks(tokens: torch.Tensor, size: int = CPU_TOKEN_BLOCK) -> list[slice] | None:
+    """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
+    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
+    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > size):
+        return None
+    return [slice(start, start + size) for start in range(0, tokens.shape[0], size)]
+
+
+def in_token_blocks(
+    backend: Callable,
+    size: int,
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor | None:
+    """A backend's result, `size` tokens after one another; None, and nothing done, where all at once is no worse."""
+    blocks = token_blocks(x, size)
+    if blocks is None:
+        return None
+    outputs = []
+    for rows in blocks:
+        block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
+        outputs.append(backend(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
+    return torch.cat(outputs)
+
+
+@register_mol_backend("masked")
+def masked_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    All experts' factors stacked to rank E r; each slot zeroes the blocks of the experts it does not hold.
+
+    No gather, no sort, no data-dependent shape: compiles and exports whole, and every parameter always gets a gradient,
+    which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
+    k r (d + n_in + f + d) for a gather.
+    """
+    blocks = in_token_blocks(masked_mol, CPU_TOKEN_BLOCK, x, routing_weights, experts_index, ffn, experts, masks)
+    if blocks is not None:
+        return blocks
+
+    base = ffn.project_in(x)
+    # Under autocast the projections are narrower than x: all that follows has their dtype.
+    slots = fill_slots(routing_weights, experts_index, experts, base.dtype)
+    low_rank = nn.functional.linear(_apply(masks.lora_in, x), experts.A_in.flatten(0, 1))
+    hidden = _apply(masks.ffn, ffn.activate(expand_slots(base, low_rank, experts.B_in, slots)))
+    mixture, low_rank = mix_slots(hidden, experts.A_out, slots, masks.lora_out)
+    return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
+
+
+# On the CPU `grouped` pays from so many tokens on, for 8 experts and for 64: what it saves for each token, and what
+# its many small products cost, both grow with the experts; where half precision is fast, it saves less (measured:
+# benchmarks/ffn_speed.py).
+GROUPED_TOKENS, GROUPED_TOKENS_IN_HALF_PRECISION = 256, 512
+
+
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether the processor has matrix products in a dtype that are no slower than those in float32."""
+    return (
+        dtype in (torch.float32, torch.float64)
+        or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        or (dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    )
+
+
+def grouped_pays(x: torch.Tensor) -> bool:
+    """Whether `grouped` is faster than `masked` for (T, d)."""
+    is_half = x.element_size() == 2 and multiplies_in(x.dtype)
+    return x.device.type == "cpu" and len(x) >= (GROUPED_TOKENS_IN_HALF_PRECISION if is_half else GROUPED_TOKENS)
+
+
+def check_mol_backend(name: str) -> None:
+    """
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    allowed = ("auto", *(MOL_BACKENDS | OPTIONAL_BACKENDS))
+    if name not in allowed:
+        raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
+
+
+def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> Callable:
+    """
+    The backend to use for tokens x (T, d).
+
+    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them, and nothing in
+    the activation learns. While a graph is traced, compiled or exported, and under torch.func, it is always `masked`.
+    A backend asked for by name that cannot be used gives way to `masked` too, with a warning that says why.
+    """
+    tracing = is_tracing(x) or is_transformed()
+    if name == "auto":
+        name = "grouped" if not tracing and not ffn.activation_learns and grouped_pays(x) else "masked"
+    elif name not in MOL_BACKENDS:
+        name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
+    elif tracing and name in NOT_TRACEABLE:
+        name = _masked_instead_of(name, "it cannot be traced or transformed")
+    elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
+        name = _masked_instead_of(name, reason)
+    return MOL_BACKENDS[name]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which look into autograd functions."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result  # called while dynamo traces, which could not trace the warning
+def _masked_instead_of(name: str, reason: str) -> str:
+    logger.warning_once(f"mol_backend={name!r} is not used, because {reason}: 'masked' takes its place.")
+    return "masked"

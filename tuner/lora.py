@@ -1,0 +1,236 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Stock LoRAs out of MoL adapters, and MoL adapters out of stock LoRAs.
+
+All functions take a `MoLModel`; its methods of the same names are how they are called.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.utils import get_peft_model_state_dict, load_peft_weights
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from modernalbert.mol_backends import Experts
+from modernalbert.tuner.experts import find_adapter, layers_of, set_experts
+
+
+# --- as a stock LoRA ---
+
+
+def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None = None) -> Path:
+    """
+    Write an adapter of one expert as a stock `LoraConfig` checkpoint, which peft loads with none of this code.
+
+    Args:
+        folder: Must not exist, or be empty.
+        adapter_name: Which adapter; None = the active one.
+
+    Raises:
+        ValueError: the adapter has several experts (call `merge_experts` first), or the folder is not empty.
+    """
+    adapter_name = find_adapter(tuner, adapter_name)
+    config = tuner.peft_config[adapter_name]
+    if config.num_experts > 1:
+        raise ValueError(
+            f"Adapter {adapter_name!r} has {config.num_experts} experts, a LoRA has one: call merge_experts first."
+        )
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder.")
+    state = get_peft_model_state_dict(tuner.model, adapter_name=adapter_name)
+    state = {f"base_model.model.{name}": value for name, value in state.items() if ".mol_" not in name}
+    targets, is_conv1d = [], False
+    for name, layer in layers_of(tuner, adapter_name).items():
+        experts = layer.experts(adapter_name)
+        parts = list(zip(layer.projection_names.inputs, experts.B_in[0].split(layer.input_widths)))
+        parts = [(path, experts.A_in[0], B) for path, B in parts]
+        for path, A, B in (*parts, (layer.projection_names.output, experts.A_out[0], experts.B_out[0])):
+            # Full paths: a bare "Wo" would hit attention too.
+            targets.append(f"{name}.{path}")
+            state[f"base_model.model.{name}.{path}.lora_A.weight"] = A.detach()
+            state[f"base_model.model.{name}.{path}.lora_B.weight"] = B.detach()
+            is_conv1d |= isinstance(layer.get_base_layer().get_submodule(path), Conv1D)
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=is_conv1d,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(
+            {name: value.cpu().contiguous().clone() for name, value in state.items()},
+            temporary / "adapter_model.safetensors",
+        )
+        lora.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+# --- from stock LoRAs ------------------------------------------------------------------------------------------------
+
+
+# What makes a LoRA more than a sum of low-rank deltas on the base it names.
+PLAIN_LORA = {"use_dora": False, "bias": "none", "lora_bias": False, "layer_replication": None}
+
+
+class StockLoRA(NamedTuple):
+    """A stock LoRA checkpoint: its factors by module of the base, with the scale folded into B."""
+
+    folder: str
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]  # (r, inputs), (outputs, r)
+
+
+def read_lora(folder: str | Path) -> StockLoRA:
+    """
+    Read a `LoraConfig` checkpoint, from a folder or the Hub.
+
+    Raises:
+        ValueError: it is none, or is of a kind that is no sum of low-rank deltas (DoRA, biases).
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder} is a {config.peft_type.value} adapter: an expert is made from a LoRA.")
+    for option, plain in PLAIN_LORA.items():
+        if getattr(config, option, plain) not in (plain, None):
+            raise ValueError(f"{folder} has {option}={getattr(config, option)!r}: an expert is a plain LoRA.")
+    if config.modules_to_save:
+        warnings.warn(
+            f"{folder} also has {', '.join(config.modules_to_save)}: modules to save are left out.", stacklevel=4
+        )
+    weights = load_peft_weights(str(folder), device="cpu")
+    factors = {}
+    for key, A in weights.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        rank = A.shape[0]
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
+        scale = alpha / (rank**0.5 if config.use_rslora else rank)
+        factors[path] = A, weights[key.replace("lora_A", "lora_B")] * scale
+    return StockLoRA(str(folder), factors)
+
+
+def expert_from_lora(layer: nn.Module, name: str, lora: StockLoRA) -> tuple[torch.Tensor, ...]:
+    """
+    The factors of one expert of a layer, exactly as the LoRA has them: gate and up get ranks of their own in A_in.
+
+    Returns:
+        A_in (R, d), B_in (n, R), A_out (S, f), B_out (d, S), with R and S as the LoRA has them (0 = not adapted).
+    """
+    As, Bs = [], []
+    for path, width in zip(layer.projection_names.inputs, layer.input_widths):
+        A, B = lora.factors.get(f"{name}.{path}", (torch.zeros(0, layer.hidden_size), torch.zeros(width, 0)))
+        As.append(A)
+        Bs.append(B)
+    nothing = (torch.zeros(0, layer.width), torch.zeros(layer.output_size, 0))
+    A_out, B_out = lora.factors.get(f"{name}.{layer.projection_names.output}", nothing)
+    parts = torch.cat(As), torch.block_diag(*Bs), A_out, B_out
+    expected = (layer.hidden_size, sum(layer.input_widths), layer.width, layer.output_size)
+    found = (parts[0].shape[1], parts[1].shape[0], parts[2].shape[1], parts[3].shape[0])
+    if found != expected:
+        raise ValueError(f"{lora.folder} does not fit {name}: its widths are {found}, and the model's are {expected}.")
+    return parts
+
+
+def leading_direction(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """The unit input direction (d,) that B A amplifies most, from the factors alone; zeros where B A is zero."""
+    if A.shape[0] == 0 or not B.any():
+        return torch.zeros(A.shape[1])
+    q, r = torch.linalg.qr(A.float().T)
+    _, _, vh = torch.linalg.svd(torch.linalg.qr(B.float())[1] @ r.T)
+    return q @ vh[0]
+
+
+@torch.no_grad()
+def experts_from_loras(tuner: nn.Module, folders: Sequence[str | Path], adapter_name: str | None = None) -> None:
+    """
+    Fill an adapter with one expert per stock LoRA, exactly, and a router that needs no training: a token goes to the
+    experts whose leading input directions it lies along (the idea of Arrow, Ostapenko et al. 2024).
+
+    The adapter's rank becomes the largest of the LoRAs'; smaller ones are padded with zeros. Train on to improve the
+    router; with `num_frozen_experts` = E in the configuration, nothing else moves.
+
+    Args:
+        folders: One LoRA checkpoint per expert, made for this model.
+
+    Raises:
+        ValueError: their number is not that of the experts, one is no plain LoRA on this model's FFNs, or the adapter
+            has `router_score="linear"`, which knows no direction without a sign.
+    """
+    adapter_name = find_adapter(tuner, adapter_name)
+    config = tuner.peft_config[adapter_name]
+    if any(adapter_name in layer.merged_adapters for layer in layers_of(tuner, adapter_name).values()):
+        raise ValueError(f"Adapter {adapter_name!r} is merged into the base; unmerge it first.")
+    if len(folders) != config.num_experts:
+        raise ValueError(f"{len(folders)} LoRAs were given for num_experts={config.num_experts}.")
+    if config.router_score != "absolute":
+        raise ValueError(
+            f"router_score={config.router_score!r} is not allowed here: it must be 'absolute', because a "
+            "direction has no sign."
+        )
+    loras = [read_lora(folder) for folder in folders]
+    layers = layers_of(tuner, adapter_name)
+    parts = {name: [expert_from_lora(layer, name, lora) for lora in loras] for name, layer in layers.items()}
+    paths = {f"{n}.{p}" for n, l in layers.items() for p in (*l.projection_names.inputs, l.projection_names.output)}
+    for lora in loras:
+        if not paths & lora.factors.keys():
+            raise ValueError(
+                f"{lora.folder} is not on this model's feed-forward networks, but on "
+                f"{', '.join(sorted(lora.factors)[:3])}."
+            )
+        beside = sorted(lora.factors.keys() - paths)
+        if beside:
+            warnings.warn(
+                f"{lora.folder} also adapts {len(beside)} modules outside of the feed-forward networks, as "
+                f"{beside[0]}: that part is left out.",
+                stacklevel=3,
+            )
+    rank = max(max(A_in.shape[0], A_out.shape[0]) for experts in parts.values() for A_in, _, A_out, _ in experts)
+
+    def stack(factors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+        missing = [rank - factor.shape[dim] for factor in factors]
+        padding = ((0, 0, 0, n) if dim == 0 else (0, n) for n in missing)
+        return torch.stack([nn.functional.pad(factor.float(), pad) for factor, pad in zip(factors, padding)])
+
+    experts = {}
+    for name, of_layer in parts.items():
+        A_in, B_in, A_out, B_out = zip(*of_layer)
+        experts[name] = Experts(stack(A_in, 0), stack(B_in, 1), stack(A_out, 0), stack(B_out, 1), 1.0)
+    set_experts(tuner, adapter_name, replace(config, r=rank, lora_alpha=rank), experts)
+    for name, layer in layers.items():
+        if config.is_routed:
+            directions = torch.stack([leading_direction(A, B) for A, B, _, _ in parts[name]])
+            layer.mol_router[adapter_name].weight.copy_(directions)

@@ -1,0 +1,258 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A model with a Mixture of LoRAs on its feed-forward networks: injection, state, and the type registered with peft."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
+from torch import nn
+from transformers.utils import logging
+
+from modernalbert.tuner.config import MOL, MoLConfig
+from modernalbert.tuner.experts import add_experts
+from modernalbert.tuner.layer import BASE, MoLLayer
+from modernalbert.tuner.lora import experts_from_loras, save_as_lora
+from modernalbert.tuner.merge import MoLMergeReport, merge_experts, warn_of_loss
+from modernalbert.tuner.observer import RoutingObserver, mol_layers
+from modernalbert.tuner.projections import TARGET_MODULES, ffn_modules, find_projections
+
+
+logger = logging.get_logger(__name__)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class MoLModel(BaseTuner):
+    """
+    A model with a Mixture of LoRAs on its feed-forward networks ("Improving Recursive Transformers with Mixture of
+    LoRAs", arXiv 2512.12880). Made by `peft.get_peft_model(model, MoLConfig(...))`.
+
+    An FFN that a recursive model uses at several depths is adapted once, and routed at each use.
+
+    Args:
+        model: Any transformer.
+        peft_config: Its [`MoLConfig`].
+        adapter_name: Name of the adapter.
+    """
+
+    prefix = "mol_"
+    tuner_layer_cls = MoLLayer
+    target_module_mapping = TARGET_MODULES
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: MoLConfig, key: str) -> bool:
+        match = check_target_module_exists(peft_config, key)
+        layers = peft_config.layers_to_transform
+        if match is not True and isinstance(peft_config.target_modules, str) and match and layers is not None:
+            # peft asks for the layer's number only where targets are a list.
+            patterns = peft_config.layers_pattern or [r"[^.]*"]
+            patterns = [patterns] if isinstance(patterns, str) else patterns
+            found = next(filter(None, (re.search(rf"(?:^|\.){p}\.(\d+)(?:\.|$)", key) for p in patterns)), None)
+            return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+        return match
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        config = self.peft_config[adapter_name]
+        try:
+            self._prepare_adapter_config(config, self.get_model_config(model))
+            # All is looked at before anything is changed.
+            for name, module in model.named_modules():
+                is_inside = any(name.startswith(f"{layer}.") for layer, _ in mol_layers(model))
+                if name and not is_inside and self._check_target_module_exists(config, name):
+                    if not isinstance(module, MoLLayer):
+                        find_projections(module, name, config.ffn_projections)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            if "target_modules" not in str(error) and "Target modules" not in str(error):
+                raise
+            names = ffn_modules(model)
+            patterns = sorted({re.sub(r"\d+", "*", name) for name in names})
+            hint = f"Its feed-forward networks are {', '.join(patterns)}." if names else "It has none of a known form."
+            raise type(error)(f"{error} {hint}") from None
+
+    def _create_and_replace(
+        self,
+        peft_config: MoLConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, MoLLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        names = find_projections(target, current_key, peft_config.ffn_projections)
+        layer = MoLLayer(target, names, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        layer.train(target.training)
+        setattr(parent, target_name, layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Only ever called to give the original back, of a layer or of a module to save.
+        if isinstance(child, MoLLayer):
+            child.remove_hooks()
+        setattr(parent, child_name, new_module)
+
+    def _post_injection_hook(self, model: nn.Module, config: MoLConfig, adapter_name: str) -> None:
+        RoutingObserver().attach(model)
+
+    # -- one adapter per row
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs) -> Iterator[None]:
+        """Run with an adapter for each row of the batch; called by `PeftModel`."""
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("adapter_names is not allowed in training: each row's own adapter is for inference.")
+        if any(layer.merged for _, layer in mol_layers(self)):
+            raise ValueError("adapter_names is not allowed while an adapter is merged into the base; unmerge it first.")
+        num_rows = batch_size(self.model, args, kwargs)
+        if num_rows not in (None, len(adapter_names)):
+            raise ValueError(f"adapter_names has {len(adapter_names)} names for {num_rows} rows: one per row.")
+        unknown = sorted(set(adapter_names) - set(self.peft_config) - {BASE})
+        if unknown:
+            raise ValueError(
+                f"adapter_names={unknown} is not allowed: the adapters are {', '.join(map(repr, self.peft_config))} "
+                f"and {BASE!r}."
+            )
+        handles = []
+        for module in self.modules():
+            if isinstance(module, MoLLayer):
+                module.row_adapters = list(adapter_names)
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                handles.append(
+                    module.register_forward_pre_hook(partial(_add_names, list(adapter_names)), with_kwargs=True)
+                )
+        try:
+            yield
+        finally:
+            for _, layer in mol_layers(self):
+                layer.row_adapters = None
+            for handle in handles:
+                handle.remove()
+
+    # -- state
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: MoLConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_adapter_state(model, config, adapter_name, mapped)
+        return mapped
+
+    def expert_usage(self) -> dict[str, torch.Tensor]:
+        """The moving average of the routing, (E,) by layer, of the active adapter."""
+        return {
+            name: layer.mol_usage[adapter].clone()
+            for name, layer in mol_layers(self.model)
+            for adapter in layer.active_adapters
+            if adapter in layer.mol_usage
+        }
+
+    # -- experts in and out (the functions of the same names say how)
+
+    def merge_experts(self, *args, **kwargs) -> MoLMergeReport:
+        """Replace an adapter's experts by one: `tuner.merge.merge_experts`."""
+        return merge_experts(self, *args, **kwargs)
+
+    def save_as_lora(self, folder: str | Path, adapter_name: str | None = None) -> Path:
+        """Write an adapter of one expert as a stock LoRA: `tuner.lora.save_as_lora`."""
+        return save_as_lora(self, folder, adapter_name)
+
+    def experts_from_loras(self, folders: Sequence[str | Path], adapter_name: str | None = None) -> None:
+        """Make one expert of each stock LoRA: `tuner.lora.experts_from_loras`."""
+        experts_from_loras(self, folders, adapter_name)
+
+    def add_experts(self, number: int, adapter_name: str | None = None) -> None:
+        """Add experts to a trained adapter, whose own are frozen: `tuner.experts.add_experts`."""
+        add_experts(self, number, adapter_name)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            for name in adapter_names or self.active_adapters:
+                warn_of_loss(self, name)
+        model = super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+        RoutingObserver.detach(model)
+        return model
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        for name in adapter_names or self.active_adapters:
+            warn_of_loss(self, name)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+
+def batch_size(model: nn.Module, args: tuple, kwargs: dict) -> int | None:
+    """Rows of a batch of model inputs, or None if there is no tensor to tell."""
+    inputs = [kwargs.get(getattr(model, "main_input_name", "input_ids")), *args[:1], *kwargs.values()]
+    return next((value.shape[0] for value in inputs if isinstance(value, torch.Tensor) and value.dim() > 0), None)
+
+
+def _add_names(adapter_names: list[str], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, kwargs | {"adapter_names": adapter_names}
+
+
+def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, state: dict[str, torch.Tensor]) -> None:
+    """
+    Refuse an adapter's weights that do not fit the model it is loaded into.
+
+    Raises:
+        ValueError: a tensor is missing, or has another shape; the error names it, and the base the adapter wants.
+    """
+    base = f" The adapter was made for {config.base_model_name_or_path}." if config.base_model_name_or_path else ""
+    expected = {
+        f"{name}.{key}": (name, key.partition(".")[0], value.shape)
+        for name, layer in mol_layers(model)
+        for key, value in layer.state_dict().items()
+        if not key.startswith("base_layer.") and key.split(".")[1] == adapter_name
+    }
+    for key, (name, part, shape) in expected.items():
+        if key not in state:
+            raise ValueError(f"The adapter has no {part} for {name}.{base}")
+        if state[key].shape != shape:
+            raise ValueError(
+                f"The adapter's {part} for {name} is {tuple(state[key].shape)}, and this model and its configuration "
+                f"need {tuple(shape)}.{base}"
+            )
+    surplus = [key for key in state if ".mol_" in key and key not in expected]
+    if surplus:
+        raise ValueError(f"The adapter has {surplus[0]}, for which there is no place in this model.{base}")
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+# The first import wins: a second copy (the package beside a Hub folder's code, say), or a peft that has its own, stays.
+if MOL not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name="mol", config_cls=MoLConfig, model_cls=MoLModel, prefix=MoLModel.prefix)
