@@ -772,12 +772,16 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Token states (..., d) -> logits (..., V)."""
+    def transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> what the decoder multiplies with the embedding, (..., e)."""
         hidden_states = self.head(hidden_states)
         if self.model.embeddings.projection is not None:
             hidden_states = self.model.embeddings.projection(hidden_states, back=True)
-        return self.decoder(hidden_states)
+        return hidden_states
+
+    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> logits (..., V)."""
+        return self.decoder(self.transform(hidden_states))
 
     @can_return_tuple
     def forward(
