@@ -144,7 +144,7 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero():
 
 def test_which_backend_auto_chooses():
     def chosen(name, x):
-        return choose_mol_backend(name, x, FFN(None, None, None), DropoutMasks())
+        return choose_mol_backend(name, x, FFN(None, None, None), experts, DropoutMasks())
 
     few, many = torch.empty(255, 8), torch.empty(256, 8)
     assert chosen("auto", few) is MOL_BACKENDS["masked"]

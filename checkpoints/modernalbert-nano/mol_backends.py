@@ -446,7 +446,8 @@ def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, m
     """
     The backend to use for tokens x (T, d).
 
-    "auto" is `masked`, but on the CPU `stacked` or `grouped` where one of them pays and serves this FFN. While a graph is traced, compiled or exported, and under torch.func, it is always `masked`.
+    "auto" is `masked`, but on the CPU `stacked` or `grouped` where one of them pays and serves this FFN. While a graph
+    is traced, compiled or exported, and under torch.func, it is always `masked`.
     A backend asked for by name that cannot be used gives way to `masked` too, with a warning that says why.
     """
     tracing = is_tracing(x) or is_transformed()
