@@ -410,9 +410,8 @@ def multiplies_in(dtype: torch.dtype) -> bool:
 
 
 def is_fast_half_precision(x: torch.Tensor) -> bool:
-    """Whether products of x are in half precision, by autocast or by its dtype, and the processor has such products."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    """Whether products of x on the CPU are in half precision, by autocast or by its dtype, and it has such products."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype.itemsize == 2 and multiplies_in(dtype)
 
 

@@ -14,8 +14,8 @@
 """
 Cross-entropy over a large vocabulary without the matrix of logits.
 
-Logits of a few tokens at a time are computed and turned into their gradient in place. Memory stays at a block of logits,
-whatever the number of tokens, and nothing is computed twice.
+Logits of a few tokens at a time are computed and turned into their gradient in place. Memory stays at a block of
+logits, whatever the number of tokens, and nothing is computed twice.
 """
 
 import torch
