@@ -131,21 +131,20 @@ def read_prose(path: Path) -> Iterator[str]:
     """
     number = 0
     try:
-        with lzma.open(path, "rt", encoding="utf-8") as lines:
+        with lzma.open(path) as lines:
             for number, line in enumerate(lines, 1):
-                row = json.loads(line)
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except ValueError as error:
+                    raise UserError(f"{path}: line {number:,} cannot be read ({error}).") from None
                 if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                    raise UserError(f'{path}: line {number} has no string "text".')
-                if not row["text"].isspace() and row["text"]:
+                    raise UserError(f'{path}: line {number:,} has no string "text".')
+                if row["text"].strip():
                     yield row["text"]
     except EOFError:
         raise UserError(f"{path}: the file is cut short after line {number:,}; copy it again.") from None
     except lzma.LZMAError as error:
         raise UserError(f"{path}: it cannot be decompressed after line {number:,} ({error}).") from None
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: line {number + 1:,} cannot be read ({error}).") from None
 
 
 def find_prose(folder: str | None) -> dict[str, Path]:
