@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch import distributed
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
 
@@ -203,3 +203,20 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def clear_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Forget the truncation and padding of the last call, which transformers would write into `tokenizer.json`: there they
+    hold for everybody who reads it with `tokenizers`. A later call of the tokenizer sets its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a tokenizer that neither truncates nor pads unasked."""
+    clear_truncation(tokenizer)
+    tokenizer.save_pretrained(folder)

@@ -25,7 +25,15 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
-from modernalbert.command_line import UserError, atomic_folder, check_replaceable, first_sentence, parse_arguments, run
+from modernalbert.command_line import (
+    UserError,
+    atomic_folder,
+    check_replaceable,
+    first_sentence,
+    parse_arguments,
+    run,
+    save_tokenizer,
+)
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 
 
@@ -70,7 +78,7 @@ def export_to_hub_folder(
     with atomic_folder(folder, replaceable=EXPORTED) as temporary:
         model.save_pretrained(temporary)  # the code travels along: every class is registered for it
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
         if LICENSE_FILE.is_file():
             shutil.copyfile(LICENSE_FILE, temporary / "LICENSE")
         (temporary / "README.md").write_text(card or default_card(model, hub_model_id or folder.name), encoding="utf-8")

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
-from modernalbert.command_line import UserError, atomic_folder, first_sentence
+from modernalbert.command_line import UserError, atomic_folder, first_sentence, save_tokenizer
 from modernalbert.tuner_experts import MoLMergeReport
 from modernalbert.tuner_mol import MoLConfig
 
@@ -110,7 +110,7 @@ def save_merged_adapter(
             model.merge_and_unload().to(dtype).save_pretrained(temporary / "folded")
         for written in filter(Path.is_dir, (temporary / "base", temporary / "folded")):
             if tokenizer is not None:
-                tokenizer.save_pretrained(written)
+                save_tokenizer(tokenizer, written)
         (temporary / "merge_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
         (temporary / "merge_report.md").write_text(as_markdown(report))
     return folder

@@ -45,7 +45,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from modernalbert.command_line import UserError, atomic_folder, check_replaceable, first_sentence, parse_arguments, run
+from modernalbert.command_line import (
+    UserError,
+    atomic_folder,
+    check_replaceable,
+    first_sentence,
+    parse_arguments,
+    run,
+    save_tokenizer,
+)
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.hub import EXPORTED
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
@@ -618,7 +626,7 @@ def main() -> None:
         options += [option for option in others if option != options[0]]
     with atomic_folder(output, replaceable=(*EXPORTED, *REPORT_FILES)) as folder:
         student.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         if rows is not None:
             results = [
                 step_zero(student if i == 0 else build(*option), teacher, rows, *option)

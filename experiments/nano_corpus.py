@@ -44,8 +44,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from modernalbert.command_line import UserError, atomic_folder, parse_arguments, run
@@ -88,6 +90,9 @@ class CorpusArguments:
         default_factory=list, metadata={"help": "Evaluation files whose sentences must not be in the corpus."}
     )
 
+
+# Counts the tokens of the report, without special ones.
+TOKENIZER = Path(__file__).parents[1] / "configs" / "nano" / "tokenizer.json"
 
 # --- downloads -------------------------------------------------------------------------------------------------------
 
@@ -456,8 +461,19 @@ def build(output: Path, downloads: Path, excluded: set[int], prose: dict[str, Pa
                             corpus.counts["words"] += len(words_of(text))
             if not corpus.counts["texts"]:
                 raise UserError(f"{source}: nothing is left of it without what --exclude_files have.")
+            corpus.counts["tokens"] = count_tokens(output / f"{source}.jsonl")
             report["sources"][source] = dict(corpus.counts)
     return report
+
+
+def count_tokens(file: Path) -> int:
+    """How many tokens nano's tokenizer makes of a written source, special ones aside."""
+    tokenizer, total = Tokenizer.from_file(str(TOKENIZER)), 0
+    with open(file, encoding="utf-8") as lines:
+        while batch := list(islice(lines, 1000)):
+            texts = [json.loads(line)["text"] for line in batch]
+            total += sum(len(tokens) for tokens in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    return total
 
 
 def is_held_out(text: str) -> bool:

@@ -95,7 +95,7 @@ def downloads(tmp_path_factory) -> Path:
     root = folder / "wordnet-base"
     (root / "DEBIAN").mkdir(parents=True)
     (root / "DEBIAN/control").write_text(
-        "Package: wordnet-base\nVersion: 0\nArchitecture: all\nMaintainer: none <none@example.org>\nDescription: glosses\n"
+        "Package: wordnet-base\nVersion: 0\nArchitecture: all\nMaintainer: a <a@example.org>\nDescription: glosses\n"
     )
     (root / "usr/share/wordnet").mkdir(parents=True)
     for part in ("noun", "verb", "adj", "adv"):
@@ -202,7 +202,7 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_a_corpus_of_prose_and_packages(nano_corpus, downloads, prose, tmp_path, monkeypatch, capsys):
+def test_a_corpus_of_prose_and_packages(nano_corpus, downloads, prose, tmp_path, monkeypatch, capsys, nano_tokenizer):
     (tmp_path / "dev.jsonl").write_text(json.dumps({"sentence": SECRET}) + "\n")
     arguments = ["--download_dir", downloads, "--exclude_files", tmp_path / "dev.jsonl", "--text_dir", prose]
     code, _, error = run_command(monkeypatch, capsys, nano_corpus.command, *arguments, "--output_dir", tmp_path / "a")
@@ -217,6 +217,8 @@ def test_a_corpus_of_prose_and_packages(nano_corpus, downloads, prose, tmp_path,
     for name, counts in report["sources"].items():
         held_out = [row for row in validation if row["source"] == name]
         assert counts["texts"] == len(rows[name]) and counts.get("texts for validation", 0) == len(held_out)
+        encoded = nano_tokenizer([row["text"] for row in rows[name]], add_special_tokens=False)["input_ids"]
+        assert counts["tokens"] == sum(map(len, encoded))
         assert counts["words"] == sum(len(nano_corpus.words_of(row["text"])) for row in rows[name])
     # Prose has texts of many sentences, packages of four at most.
     assert max(row["text"].count(".") for row in rows["books"]) > 8

@@ -33,7 +33,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from modernalbert.command_line import UserError, check_processes, check_reporters, first_sentence
+from modernalbert.command_line import UserError, check_processes, check_reporters, clear_truncation, first_sentence
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
 from modernalbert.merge_experts import MergeReport, measure_errors, merge_experts, parse_weights
 from modernalbert.training.run_folder import (
@@ -377,6 +377,8 @@ class RunResults:
 
     def train(self, checkpoint: str | None) -> None:
         """Train, from a checkpoint if there is one, and save the model."""
+        if self.trainer.processing_class is not None:
+            clear_truncation(self.trainer.processing_class)
         outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
         self.trainer.save_model()
         self.trainer.save_state()
