@@ -491,7 +491,7 @@ def main() -> None:
         for text in tqdm(excluded_texts(downloads, arguments.exclude_files), desc="Excluded", unit=" texts"):
             excluded.update(shingles(words_of(text)))
         report = build(folder, downloads, excluded, prose)
-        report["excluded_files"] = [Path(name).name for name in arguments.exclude_files]
+        report["excluded_files"] = ["/".join(Path(name).parts[-2:]) for name in arguments.exclude_files]
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     print(json.dumps(report["sources"], indent=2))
 
