@@ -176,8 +176,11 @@ def test_copies_are_found_across_sentences_and_treebank_words(nano_corpus):
     excluded = set(nano_corpus.shingles(nano_corpus.words_of("he does n't know . nobody here really does at all")))
     corpus = nano_corpus.Corpus(excluded, is_prose=True)
     # Eight words in a row, of which no sentence alone holds eight.
-    (text,) = corpus.texts("It rains today again. Say he doesn't know. Nobody here really does mind.")
-    assert text == "It rains today again." and corpus.counts["in an evaluation set"] == 2
+    before, after = "It rains today once again. So it goes.", "Then it ends."
+    texts = list(corpus.texts(f"{before} Say he doesn't know. Nobody here really does mind. {after}"))
+    # What follows is no neighbour of what went before, although the text might have gone on.
+    assert corpus.sizes[nano_corpus.draw("It rains today once again.", len(corpus.sizes))] > 2
+    assert texts == [before, after] and corpus.counts["in an evaluation set"] == 2
     # Seven in a row are none.
     assert not corpus.copied([nano_corpus.words_of("Say he doesn't know. Nobody here really minds it.")])
 
