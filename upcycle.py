@@ -38,6 +38,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, first_sentence, run
 from modernalbert.cli.output_folders import atomic_folder, check_replaceable
+from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.data.corpus import TokenizedCorpus, load_texts
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
@@ -173,7 +174,7 @@ def main() -> None:
         options += [option for option in others if option != options[0]]
     with atomic_folder(output, replaceable=(*EXPORTED, *REPORT_FILES)) as folder:
         student.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         if rows is not None:
             results = [
                 step_zero(student if i == 0 else build(*option), teacher, rows, *option)

@@ -45,7 +45,7 @@ class TokenizedCorpus:
         folder: Written by `prepare_corpus`.
 
     Raises:
-        UserError: the folder holds no corpus, or one of another format.
+        UserError: the folder holds no corpus, one of another format, or one with a file that is missing or cut short.
     """
 
     def __init__(self, folder: str | Path):
@@ -65,11 +65,17 @@ class TokenizedCorpus:
         self._start_of: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
         sizes = []
-        for source in self.manifest["sources"]:
+        for source, counts in self.manifest["sources"].items():
             size = 0
             for file in sorted((self.folder / source).glob("*.arrow")):
-                with pa.memory_map(str(file)) as mapped:
-                    column = pa.ipc.open_stream(mapped).read_all().column("input_ids")
+                try:
+                    with pa.memory_map(str(file)) as mapped:
+                        column = pa.ipc.open_stream(mapped).read_all().column("input_ids")
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise UserError(
+                        f"{file}: the file is cut short or damaged; copy or prepare the corpus again "
+                        f"({first_sentence(error)})."
+                    ) from None
                 for chunk in column.chunks:
                     offsets = np.asarray(chunk.offsets).astype(np.int64)
                     self._chunk_of.append(np.full(len(chunk), len(self._values), dtype=np.int32))
@@ -77,6 +83,11 @@ class TokenizedCorpus:
                     self._values.append(np.asarray(chunk.values))
                     lengths.append(np.diff(offsets))
                     size += len(chunk)
+            if size != counts["sequences"]:
+                raise UserError(
+                    f"{self.folder / source}: {size:,} sequences where {MANIFEST} counts {counts['sequences']:,}: "
+                    "a file is missing or changed; copy or prepare the corpus again."
+                )
             sizes.append(size)
         self.sources: list[str] = list(self.manifest["sources"])
         # First sequence of each source, and one past the last.

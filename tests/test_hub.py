@@ -14,6 +14,7 @@ import torch
 from accelerate import disk_offload
 from safetensors.torch import load_file
 from small_models import randomise, run_command, tiny_config, tiny_model
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import modernalbert
@@ -77,6 +78,13 @@ def test_strangers_load_every_class_and_pipeline(tmp_path, nano_tokenizer):
     assert CODE <= {path.name for path in (tmp_path / "other").iterdir()}
     auto_map = json.loads((tmp_path / "other/config.json").read_text())["auto_map"]
     assert auto_map.keys() == modernalbert.configuration_modernalbert.AUTO_MAP.keys()
+
+
+def test_a_tokenizer_is_written_without_the_truncation_of_its_last_call(tmp_path, nano_tokenizer):
+    nano_tokenizer(["A film of many words.", "A film."], truncation=True, max_length=4, padding=True)
+    folder = export_to_hub_folder(tiny_model(ModernALBERTModel, vocab_size=30522), nano_tokenizer, tmp_path / "hub")
+    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(["film " * 400, "film"])
+    assert [len(encoding.ids) for encoding in encoded] == [402, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -243,6 +243,10 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workp
     assert [row["prediction"] for row in validation] == ["positive", "negative"] * 2
     for part in ("modeling_modernalbert.py", "tokenizer.json", "merged/folded/model.safetensors", "merged/adapter"):
         assert (out / part).exists(), part
+    # Rows were cut to the longest length; whoever reads the tokenizer alone is not.
+    for folder in (out, out / "merged/folded"):
+        saved = json.loads((folder / "tokenizer.json").read_text())
+        assert saved["truncation"] is None and saved["padding"] is None
     assert set(json.loads((out / "merged/merge_report.json").read_text())["metrics"]) == {"routed", "merged"}
     code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
     assert code == 2 and "holds a finished run" in error

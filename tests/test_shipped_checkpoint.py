@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_models import REPOSITORY
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from modernalbert import ModernALBERTConfig
@@ -47,6 +48,13 @@ def test_it_is_a_complete_small_hub_folder():
 def test_its_code_is_the_code_of_this_repository():
     for file in CHECKPOINT.glob("*.py"):
         assert file.read_text() == (REPOSITORY / file.name).read_text(), f"{file.name} has changed: {EXPORT}"
+
+
+@pytest.mark.parametrize("folder", [CHECKPOINT, REPOSITORY / "configs" / "nano"], ids=["checkpoint", "config"])
+def test_its_tokenizer_cuts_nothing(folder):
+    text = "film " * 400
+    assert len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids) == 402
+    assert len(AutoTokenizer.from_pretrained(folder)(text)["input_ids"]) == 402
 
 
 def test_every_expert_is_used(model):

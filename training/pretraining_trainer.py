@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
+from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 
 from .distillation import DistilledStudent, Teacher, TeacherOutputs
@@ -179,7 +180,7 @@ class PretrainingTrainer(Trainer):
         if projections:
             save_file(projections, folder / PROJECTIONS_FILE)
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+            save_tokenizer(self.processing_class, folder)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_best_model(self) -> None:

@@ -2,6 +2,7 @@
 """Pretraining data: the prepared corpus, packing, masking, and the order of the rows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,20 @@ def test_the_corpus_is_a_datasets_folder_and_opens_again(corpus):
 
     assert load_from_disk(str(corpus.folder / "a"))[3]["input_ids"] == corpus[3].tolist()
     assert np.array_equal(TokenizedCorpus(corpus.folder)[350], corpus[350])
+
+
+def test_a_corpus_with_a_file_cut_short_or_missing_is_refused(corpus, tmp_path):
+    folder = shutil.copytree(corpus.folder, tmp_path / "corpus")
+    *_, source = corpus.sources
+    (file,) = (folder / source).glob("*.arrow")
+    whole = file.read_bytes()
+    for size in (0, 100, len(whole) * 2 // 3, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=f"{source}.*arrow: the file is cut short or damaged"):
+            TokenizedCorpus(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{source}: 0 sequences where corpus.json counts"):
+        TokenizedCorpus(folder)
 
 
 def test_another_vocabulary_other_files_or_longer_sequences_are_refused(corpus, files, tokenizer, tmp_path):

@@ -18,6 +18,7 @@ from small_models import REPOSITORY, run_command, tiny_model
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks import __main__ as benchmarks
 from modernalbert.benchmarks.timing import summarise, time_in_turn
+from modernalbert.cli.errors import UserError
 from modernalbert.data.glue_tasks import GLUE_TASKS
 from modernalbert.experiments.text_baselines import majority, tfidf
 
@@ -235,6 +236,19 @@ def row(data="d", model="nano", metric="accuracy", scores=(0.5,), **more):
     deviation = statistics.stdev(scores) if len(scores) > 1 else None
     found = {"data": data, "model": model, "metric": metric, "scores": scores, "mean": statistics.mean(scores)}
     return found | {"deviation": deviation, "command": "c"} | more
+
+
+def test_every_source_of_a_corpus_has_an_origin(experiment, tmp_path):
+    module = experiment("document_tables")
+    counts = {"texts": 1200, "words": 30, "tokens": 40, "texts for validation": 5}
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"sources": {"brown": counts, "wiki_core": counts | {"in an evaluation set": 7}}}))
+    lines = module.corpus_table(file).splitlines()
+    assert lines[2].startswith("| `wiki_core` |") and lines[2].endswith("| 1,200 | 30 | 40 | 5 | 7 |")
+    assert lines[3].endswith("| 5 | 0 |") and lines[4] == "| all |  |  |  | 2,400 | 60 | 80 | 10 | 7 |"
+    file.write_text(json.dumps({"sources": {"new": counts}}))
+    with pytest.raises(UserError, match="CORPUS has no origin of new"):
+        module.corpus_table(file)
 
 
 def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsys, tmp_path):

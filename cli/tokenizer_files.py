@@ -1,0 +1,36 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tokenizer files that neither truncate nor pad unasked."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+
+def clear_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Forget the truncation and padding of the last call, which transformers would write into `tokenizer.json`.
+
+    There they would hold for everybody who reads it with `tokenizers`. A later call of the tokenizer sets its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a tokenizer's files without the truncation and padding of its last call."""
+    clear_truncation(tokenizer)
+    tokenizer.save_pretrained(folder)
