@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import transformers
@@ -48,7 +49,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 
@@ -64,6 +64,7 @@ from modernalbert.data.corpus import (
     tokenize_texts,
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
+from modernalbert.finetuning.arguments import BaseTrainingArguments
 from modernalbert.finetuning.checkpoint import has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
@@ -182,9 +183,16 @@ class DistillationArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with defaults that suit pretraining."""
+class PretrainingArguments(BaseTrainingArguments):
+    """The defaults that suit pretraining."""
 
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "steps"
+    DEFAULT_SAVE_STRATEGY: ClassVar[str] = "steps"
+    DEFAULT_EVAL_STEPS: ClassVar[float | None] = 1000
+    DEFAULT_SAVE_STEPS: ClassVar[float] = 1000
+    LOADS_BEST: ClassVar[bool] = False
+
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --validation_file, if there is one."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
     decay_steps: float = field(default=0.1, metadata={"help": "Final decay: a share of all steps below 1, or steps."})
@@ -197,9 +205,6 @@ class PretrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps or no."})
-    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between evaluations."})
-    save_steps: float = field(default=1000, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     peak_tflops: float | None = field(
         default=None, metadata={"help": "Of one device in the dtype of training (989 for an H100 in bf16): logs MFU."}
@@ -611,6 +616,8 @@ def pretrain(
         has_unused = not (distillation.mlm_weight or distillation.logits_weight)
         training_arguments.ddp_find_unused_parameters = has_unused or student.config.expert_mixing != "token"
     if validation is None:
+        if training_arguments.evaluation_is_asked_for:
+            raise UserError("--eval_strategy and --load_best_model_at_end need --validation_file.")
         training_arguments.eval_strategy = "no"
 
     if overwrite and training_arguments.process_index == 0:

@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 
 try:
@@ -154,11 +155,17 @@ class DataArguments(BaseDataArguments):
 class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrainingArguments):
     """sentence-transformers' training arguments with defaults that suit retrieval."""
 
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "no"
+
     do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
     do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    eval_strategy: str = field(
-        default="no", metadata={"help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no."}
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no. Default: no, or "
+            "whenever a checkpoint is saved with --load_best_model_at_end."
+        },
     )
     batch_sampler: str = field(
         default="no_duplicates",

@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -45,6 +46,11 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
         usage="%(prog)s [arguments.json] [options]",
         formatter_class=_HelpFormatter,
     )
+    for dataclass_type in dataclass_types:
+        for option in fields(dataclass_type):
+            # A switch that is open until the other options are known; transformers adds --no_ to those that are on.
+            if option.default is None and option.metadata.get("const") is True:
+                parser.add_argument(f"--no_{option.name}", dest=option.name, action="store_false", default=None)
     arguments, file = sys.argv[1:], None
     if arguments and arguments[0].endswith(".json"):
         file = arguments[0]
