@@ -53,7 +53,7 @@ from transformers import (
 )
 
 from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.data.corpus import (
     MANIFEST,
@@ -402,7 +402,7 @@ def load_student(arguments: ModelArguments) -> tuple[ModernALBERTForMaskedLM, Pr
                 name, config=config, attn_implementation=arguments.attn_implementation, dtype=torch.float32
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {error_message(error)}") from None
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they do not "
@@ -436,7 +436,7 @@ def load_teacher(
             output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"--teacher_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+        raise UserError(f"--teacher_name_or_path {name} cannot be loaded: {error_message(error)}") from None
     if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"the vocabularies of the teacher {name} ({len(teacher_tokenizer)} tokens) and of the student "
@@ -483,7 +483,7 @@ def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> 
             pooled_weight=arguments.pooled_weight,
         )
     except ValueError as error:
-        raise UserError(f"--{first_sentence(error)}") from None
+        raise UserError(f"--{error_message(error)}") from None
     if config.needs_teacher and not has_teacher:
         raise UserError("--teacher_name_or_path is missing: a distillation term has a weight.")
     if has_teacher and not config.needs_teacher:
@@ -504,7 +504,7 @@ def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None
     try:
         theirs = ModernALBERTConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} cannot be resumed: {first_sentence(error)}") from None
+        raise UserError(f"{checkpoint} cannot be resumed: {error_message(error)}") from None
     for name in SHAPE_FIELDS:
         if getattr(theirs, name) != getattr(config, name):
             raise UserError(
@@ -586,7 +586,7 @@ def pretrain(
             layers = student.config.num_hidden_layers, teacher_model.config.num_hidden_layers
             layer_map = distillation.resolved_layer_map(*layers) if distillation.hidden_weight else ()
         except ValueError as error:
-            raise UserError(f"--{first_sentence(error)}") from None
+            raise UserError(f"--{error_message(error)}") from None
         teacher = Teacher(teacher_model, distillation, layer_map)
     try:
         masking = Masking.for_tokenizer(
@@ -596,7 +596,7 @@ def pretrain(
             data_arguments.whole_word_masking,
         )
     except ValueError as error:
-        raise UserError(first_sentence(error)) from None
+        raise UserError(error_message(error)) from None
     model = DistilledStudent(student, distillation, layer_map, teacher_width)
     check_projections(checkpoint, model)
     validation = validation_rows(data_arguments, training_arguments, tokenizer, masking)

@@ -53,7 +53,6 @@ except ImportError as error:
 import torch
 import transformers
 from datasets import Dataset
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Transformer
@@ -64,7 +63,7 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, explain_loading, run
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
@@ -248,14 +247,12 @@ def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: b
 
 def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
     """A sentence-transformers model by folder or Hub name, in float32."""
-    try:
+    with explain_loading(f"{flag} {name}"):
         return SentenceTransformer(
             name,
             trust_remote_code=arguments.trust_remote_code,
             model_kwargs={"dtype": torch.float32, "attn_implementation": arguments.attn_implementation},
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"{flag} {name} cannot be loaded: {first_sentence(error)}") from None
 
 
 # --- training rows ---------------------------------------------------------------------------------------------------
@@ -471,7 +468,7 @@ def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, bat
             try:
                 outcome = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": batch_size})
             except Exception as error:  # whatever keeps the task's data out of reach
-                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {first_sentence(error)}") from None
+                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {error_message(error)}") from None
             (result,) = outcome.task_results
             file.parent.mkdir(parents=True, exist_ok=True)
             result.to_disk(file)

@@ -24,7 +24,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +58,7 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: {first_sentence(error)}" if file else first_sentence(error)) from None
+        raise UserError(f"{file}: {error_message(error)}" if file else error_message(error)) from None
     if unknown:
         where = f"{file}: " if file else ""
         raise UserError(f"{where}unrecognized arguments: {' '.join(unknown)} (see --help).")
@@ -72,7 +72,7 @@ def arguments_of_file(file: Path) -> list[str]:
     except OSError:
         raise UserError(f"{file}: no such file.") from None
     except ValueError as error:
-        raise UserError(f"{file}: it is not JSON: {first_sentence(error)}") from None
+        raise UserError(f"{file}: it is not JSON: {error_message(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: it must hold an object of arguments and values.")
     arguments = []
@@ -113,4 +113,4 @@ def check_reporters(names: Sequence[str]) -> None:
         for callback in get_reporting_integration_callbacks(names):
             callback()
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--report_to {' '.join(names)} is not allowed: {first_sentence(error)}") from None
+        raise UserError(f"--report_to {' '.join(names)} is not allowed: {error_message(error)}") from None

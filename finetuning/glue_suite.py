@@ -25,7 +25,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments
@@ -153,7 +153,7 @@ def run_suite(
                 if training_arguments.world_size > 1:
                     raise  # the other processes wait in the middle of a step
                 logger.exception(f"{run} failed.")
-            failures[run] = first_sentence(error).rstrip(".")
+            failures[run] = error_message(error).rstrip(".")
         gc.collect()  # a Trainer refers to itself
         training_arguments.distributed_state.wait_for_everyone()
         if is_first_process:
