@@ -50,7 +50,8 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task, load_task_file
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
@@ -275,7 +276,7 @@ def evaluate(trainer: Trainer, task: Task, data: Dataset, prefix: str, file: Pat
     return output.metrics | {f"{prefix}_samples": len(data)}
 
 
-def run_task(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -341,17 +342,17 @@ def main() -> None:
     if data_arguments.demo:
         from modernalbert.finetuning.demo import run_demo
 
-        run_demo(run_task, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
+        run_demo(run, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
     elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
         words = shlex.join(["run_glue.py", *sys.argv[1:]])
-        run_suite(run_task, model_arguments, data_arguments, training_arguments, words)
+        run_suite(run, model_arguments, data_arguments, training_arguments, words)
     else:
-        run_task(model_arguments, data_arguments, training_arguments)
+        run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-glue`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.conll import check_tag, in_scheme, read_sentences, say_unknown_types
 from modernalbert.data.entity_tags import is_tag, labels_of, scheme_of
 from modernalbert.data.word_windows import by_sentence, encode_sentences
@@ -255,7 +256,7 @@ def evaluate(trainer: TaggingTrainer, sentences: Dataset, rows: Dataset, prefix:
     return output.metrics | {f"{prefix}_samples": len(sentences)}
 
 
-def run_task(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -320,12 +321,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_task(model_arguments, data_arguments, training_arguments)
+    run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-ner`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

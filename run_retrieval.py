@@ -63,7 +63,8 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message, explain_loading, run
+from modernalbert.cli.errors import UserError, error_message, explain_loading
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
@@ -95,7 +96,7 @@ logger = logging.getLogger("run_retrieval")
 # The rows that were trained on, negatives and scores included: a resumed run reads them again, and so can --train_file.
 TRAIN_ROWS = "train_rows.jsonl"
 # What this script leaves in its output folder beside what every task script does.
-WRITTEN = (TRAIN_ROWS, "mteb", "results.md")
+OUTPUT_FILES = (TRAIN_ROWS, "mteb", "results.md")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def training_rows(
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-class Figures:
+class RetrievalResults:
     """
     The metrics of every system on every set: kept as files, summed up in a table.
 
@@ -408,7 +409,7 @@ def evaluate_encoder(
     system: str,
     model: SentenceTransformer,
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -429,7 +430,7 @@ def evaluate_encoder(
                 figures.measure(name, data, rankings[number], seconds, training_arguments.do_predict)
 
 
-def evaluate_bm25(sets: list[RetrievalSet], figures: Figures, rankings: bool) -> None:
+def evaluate_bm25(sets: list[RetrievalSet], figures: RetrievalResults, rankings: bool) -> None:
     for data in sets:
         start = time.perf_counter()
         ranking = search_bm25(list(data.queries.values()), data.corpus)
@@ -453,7 +454,9 @@ def mteb_tasks(names: list[str]) -> list:
     return tasks
 
 
-def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, batch_size: int, reuse: bool) -> None:
+def evaluate_mteb(
+    model: SentenceTransformer, tasks: list, figures: RetrievalResults, batch_size: int, reuse: bool
+) -> None:
     """Run MTEB's own evaluation of a model; `reuse` takes what a run that was cut off has finished."""
     if not tasks:
         return
@@ -483,7 +486,7 @@ def merge_and_evaluate(
     model: SentenceTransformer,
     weights: str | list[float],
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -527,7 +530,7 @@ def merge_and_evaluate(
     merged.save_pretrained(str(folder / "folded"), create_model_card=False)
 
 
-def run_retrieval(
+def run(
     model_arguments: RetrievalModelArguments,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
@@ -556,7 +559,7 @@ def run_retrieval(
     if model_arguments.merge_after is not None:
         merge_weights = check_merge(model_arguments.merge_after, model.transformers_model, True)
     batch_size = training_arguments.per_device_eval_batch_size
-    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=WRITTEN)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=OUTPUT_FILES)
 
     rows, loss = None, None
     if training_arguments.do_train:
@@ -591,7 +594,7 @@ def run_retrieval(
         results.train(checkpoint)
     if training_arguments.do_eval:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = Figures(folder)
+        figures = RetrievalResults(folder)
         # All processes encode, the first does the rest.
         with distributed_evaluation(model) as is_first:
             if is_first:
@@ -617,12 +620,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_retrieval(model_arguments, data_arguments, training_arguments)
+    run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-retrieval`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
     if streaming:
         check_stream(data, files, text_column)
     elif not tokenizable(data[:STREAM_PEEK][text_column]):
-        raise UserError(f"{', '.join(files)}: the column {text_column!r} holds no text in its first rows.")
+        raise UserError(f"{', '.join(files)}: there is no text in its first {STREAM_PEEK:,} rows.")
     return data
 
 

@@ -147,7 +147,7 @@ def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
         columns["label"] = labels
     elif labels:
         logger.warning(
-            f"{file}: {len(labels)} of {len(columns['text'])} rows have a label: the rows are predicted without metrics."
+            f"{file}: {len(labels)} of {len(columns['text'])} rows have a label: they are predicted without metrics."
         )
     return Dataset.from_dict(columns)
 
@@ -156,8 +156,8 @@ def _check_label(label, column: str, place: str) -> None:
     """Refuse what cannot be a label."""
     if isinstance(label, (list, tuple, dict)):
         raise UserError(
-            f"{place}: the label {label!r} is not allowed: a row must have one label, a name or a number (several labels "
-            "a row are not supported)."
+            f"{place}: the label {label!r} is not allowed: a row must have one label, a name or a number (several "
+            "labels a row are not supported)."
         )
     if _is_missing(label):
         raise UserError(f"{place}: no value in column {column!r}.")

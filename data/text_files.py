@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows from csv, tsv, json, jsonl and parquet files, with errors that say which line is wrong."""
 """Text files, plain or compressed by gzip or xz, and whether they are whole."""
 
 import gzip

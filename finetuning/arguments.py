@@ -121,7 +121,9 @@ class BaseTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        self.evaluation_is_asked_for = self.eval_strategy not in (None, "no") or bool(self.load_best_model_at_end)
+        self.evaluation_is_asked_for = bool(
+            self.eval_strategy not in (None, "no") or self.load_best_model_at_end or self.save_strategy == "best"
+        )
         self._settle_strategies()
         super().__post_init__()
 
@@ -134,7 +136,7 @@ class BaseTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be above 0.")
         if not self.do_eval:
             if given_eval not in (None, "no"):
-                raise UserError(f"--no_do_eval and --eval_strategy {given_eval} contradict each other: give one of them.")
+                raise UserError(f"--no_do_eval and --eval_strategy {given_eval} contradict each other: leave one out.")
             given_eval = "no"
         if given_eval is None and self.eval_steps is not None:
             given_eval = "steps"
@@ -181,13 +183,13 @@ class BaseTrainingArguments(TrainingArguments):
             return ""
         if self.eval_strategy != self.save_strategy:
             return (
-                f"--eval_strategy {self.eval_strategy} and --save_strategy {self.save_strategy} differ, and a checkpoint "
-                "without an evaluation cannot be compared"
+                f"--eval_strategy {self.eval_strategy} and --save_strategy {self.save_strategy} differ, and a "
+                "checkpoint without an evaluation cannot be compared"
             )
         if self.eval_strategy == "steps" and not _is_multiple(self.save_steps, self.eval_steps):
             return (
-                f"--save_steps {self.save_steps:g} is no multiple of --eval_steps {self.eval_steps:g}, and a checkpoint "
-                "without an evaluation cannot be compared"
+                f"--save_steps {self.save_steps:g} is no multiple of --eval_steps {self.eval_steps:g}, and a "
+                "checkpoint without an evaluation cannot be compared"
             )
         return ""
 
