@@ -13,6 +13,17 @@ from modernalbert.mol_backends import CPU_TOKEN_BLOCK
 SHALLOW = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
 
 
+class Logits(torch.nn.Module):
+    """Tensors in, tensor out, as tracing wants it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask).logits
+
+
 def batch(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.randint(3, 120, (rows, length))
     mask = torch.ones(rows, length, dtype=torch.long)
@@ -84,14 +95,6 @@ def test_onnx_with_dynamic_batch_and_length(tmp_path):
     pytest.importorskip("onnxscript")
     model = tiny_model(ModernALBERTForSequenceClassification, **SHALLOW)
 
-    class Logits(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, attention_mask):
-            return self.model(input_ids, attention_mask).logits
-
     sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=4, max=4096)}
     torch.onnx.export(
         Logits(model).eval(),
@@ -103,6 +106,53 @@ def test_onnx_with_dynamic_batch_and_length(tmp_path):
         output_names=["logits"],
     )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for rows, length in ((1, 12), (5, 31)):
+        ids, mask = batch(rows, length)
+        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        torch.testing.assert_close(torch.tensor(logits), model(ids, mask).logits, atol=1e-4, rtol=1e-4)
+
+
+EVERY_FORM = [
+    {"ffn_modulation": "mol"},
+    {"ffn_modulation": "mol", "mol_positions": "last"},
+    {"ffn_modulation": "mol", "expert_mixing": "ema"},
+    {"ffn_modulation": "mol", "expert_mixing": "uniform"},
+    {"ffn_modulation": "mol", "num_experts": 1, "num_experts_per_tok": 1},
+    {"ffn_modulation": "moa"},
+    {"ffn_modulation": "moa", "expert_mixing": "ema"},
+    {"ffn_modulation": "depth_lora"},
+    {"ffn_modulation": "none"},
+]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("changes", EVERY_FORM, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_torch_jit_trace_serves_other_sizes(changes, attention):
+    model = tiny_model(ModernALBERTForMaskedLM, attn_implementation=attention, **SHALLOW, **changes)
+    with torch.no_grad():
+        traced = torch.jit.trace(Logits(model).eval(), batch(3, CPU_TOKEN_BLOCK // 2), check_trace=False)
+        for rows, length in ((3, CPU_TOKEN_BLOCK // 2), (1, 12), (5, 31)):
+            inputs = batch(rows, length)
+            torch.testing.assert_close(traced(*inputs), model(*inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", EVERY_FORM, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_the_earlier_onnx_exporter_serves_other_sizes(changes, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = tiny_model(ModernALBERTForMaskedLM, **SHALLOW, **changes)
+    file, axes = tmp_path / "model.onnx", {0: "batch", 1: "length"}
+    names = ["input_ids", "attention_mask"]
+    torch.onnx.export(
+        Logits(model).eval(),
+        batch(3, 10),
+        file,
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes=dict.fromkeys(names, axes) | {"logits": axes},
+        input_names=names,
+        output_names=["logits"],
+    )
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for rows, length in ((1, 12), (5, 31)):
         ids, mask = batch(rows, length)
         (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})

@@ -270,6 +270,8 @@ def check_attention_mask(config: ModernALBERTConfig, shape: tuple[int, int], mas
         return
     if not isinstance(mask, torch.Tensor):  # flex attention's own, for one
         return
+    if is_traced(mask):  # neither sizes nor values can be looked at
+        return
     if mask.dim() not in (2, 4):
         raise ValueError(
             f"attention_mask has {mask.dim()} dimensions; it must be (batch, sequence), or (batch, 1 or heads, "
@@ -280,7 +282,7 @@ def check_attention_mask(config: ModernALBERTConfig, shape: tuple[int, int], mas
             raise ValueError(
                 f"attention_mask has the shape {tuple(mask.shape)}; it must be that of the inputs, {(batch, length)}."
             )
-        if mask.dtype != torch.bool and not is_traced(mask) and bool(((mask != 0) & (mask != 1)).any()):
+        if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
             raise ValueError(
                 "attention_mask (batch, sequence) has values other than 0 and 1; it must be 1 for tokens and 0 for "
                 "padding."
