@@ -650,11 +650,13 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out; the only implementation that returns its weights (batch, heads, sequence, sequence)."""
-    scores = (query @ key.transpose(-1, -2)) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
-        scores = scores + attention_mask
-    softmax_dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = scores.softmax(dim=-1, dtype=softmax_dtype).to(query.dtype)
+        # In the scores' dtype, whose lowest number may be above the mask's: a row of -inf would have no softmax.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
+    # Half precision is summed in float32 inside.
+    weights = scores.softmax(dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -1088,12 +1090,16 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Token states (..., d) -> logits (..., V)."""
+    def transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> what the decoder multiplies with the embedding, (..., e)."""
         hidden_states = self.head(hidden_states)
         if self.model.embeddings.projection is not None:
             hidden_states = self.model.embeddings.projection(hidden_states, back=True)
-        return self.decoder(hidden_states)
+        return hidden_states
+
+    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> logits (..., V)."""
+        return self.decoder(self.transform(hidden_states))
 
     @can_return_tuple
     def forward(

@@ -30,6 +30,8 @@ from transformers import PreTrainedModel
 
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, batches_by_length, sequence_indices
 
+from .linear_cross_entropy import linear_cross_entropy
+
 
 HIDDEN_LOSSES = ("cosine", "mse")
 LOGITS_POSITIONS = ("masked", "all")
@@ -349,8 +351,10 @@ class DistilledStudent(nn.Module):
         self, states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """
-        The terms over the vocabulary, summed over tokens, a few thousand tokens at a time: where that is several times,
-        logits are not kept for the backward pass but computed again, or a batch's would be most of what a GPU holds.
+        The terms over the vocabulary, summed over tokens, without holding all logits at once.
+
+        The masked-LM term alone needs no logits (`linear_cross_entropy`). With a teacher's logits a few thousand tokens
+        are compared at a time, and where that is several times, computed again in the backward pass.
 
         Args:
             states: (n, d), last hidden states.
@@ -358,14 +362,17 @@ class DistilledStudent(nn.Module):
             teacher_logits: (n, V), or None.
         """
         config = self.distillation
+        if teacher_logits is None:
+            decoder = self.student.decoder
+            return {
+                "mlm_loss": linear_cross_entropy(self.student.transform(states), decoder.weight, decoder.bias, words)
+            }
 
-        def losses(states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
+        def losses(states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
             logits = self.student.decode(states).float()
-            terms = []
+            terms = [distillation_kl(logits, teacher_logits, config.temperature)]
             if config.mlm_weight:
                 terms.append(nn.functional.cross_entropy(logits, words, reduction="sum"))
-            if teacher_logits is not None:
-                terms.append(distillation_kl(logits, teacher_logits, config.temperature))
             return torch.stack(terms)
 
         size = max(1, VOCABULARY_BLOCK // self.config.vocab_size)
@@ -373,10 +380,9 @@ class DistilledStudent(nn.Module):
         total = 0.0
         for start in blocks:
             rows = slice(start, start + size)
-            block = (states[rows], words[rows], None if teacher_logits is None else teacher_logits[rows])
+            block = (states[rows], words[rows], teacher_logits[rows])
             total = total + (losses(*block) if len(blocks) == 1 else checkpoint(losses, *block, use_reentrant=False))
-        names = ["mlm_loss"] * bool(config.mlm_weight) + ["logits_loss"] * (teacher_logits is not None)
-        return dict(zip(names, total))
+        return dict(zip(("logits_loss", "mlm_loss"), total))
 
 
 def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -380,7 +380,7 @@ class MoLFeedForward(RoutedFeedForward):
         learns = any(parameter.requires_grad for parameter in self.act.parameters())
         ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation, learns)
         masks = self.lora_drop(x, self.width)
-        backend = choose_mol_backend(self.mol_backend, x, ffn, masks)
+        backend = choose_mol_backend(self.mol_backend, x, ffn, self.experts, masks)
         return backend(x, routing_weights, experts, ffn, self.experts, masks)
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
