@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, sequence_indices
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, batches_by_length, sequence_indices
 
 from .linear_cross_entropy import linear_cross_entropy
 
@@ -180,7 +180,7 @@ class Teacher:
         teacher_states = sorted({teacher for _, teacher in self.layer_map}) if self.config.hidden_weight else []
         hidden: dict[int, torch.Tensor] = {}
         pooled, logits = None, None
-        for members in batches_by_length(lengths.tolist()):
+        for members in batches_by_length(lengths.tolist(), TEACHER_PADDING):
             members = torch.tensor(members, device=ids.device)
             columns = torch.arange(int(lengths[members].max()), device=ids.device)
             mask = columns < lengths[members, None]
@@ -221,21 +221,6 @@ class Teacher:
                 return_dict=True,
             )
         return outputs, outputs.hidden_states[-1] if outputs.hidden_states else None
-
-
-def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of like length, each with at most `TEACHER_PADDING` of padding."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    tokens = 0
-    for i in order:
-        longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or tokens + lengths[i] < (1 - TEACHER_PADDING) * longest * (len(batches[-1]) + 1):
-            batches.append([])
-            tokens = 0
-        batches[-1].append(i)
-        tokens += lengths[i]
-    return batches
 
 
 class DistilledStudent(nn.Module):

@@ -188,7 +188,9 @@ def fill_slots(
     """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
     num_experts, rank, _ = experts.A_in.shape
     blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
-    return Slots(blocks.repeat_interleave(rank, dim=-1), routing_weights.to(dtype).t().unsqueeze(-1))
+    return Slots(
+        blocks.unsqueeze(-1).expand(*blocks.shape, rank).flatten(-2), routing_weights.to(dtype).t().unsqueeze(-1)
+    )
 
 
 def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
@@ -223,8 +225,9 @@ def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tens
 
 def token_blocks(tokens: torch.Tensor, size: int = CPU_TOKEN_BLOCK) -> list[slice] | None:
     """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
-    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
-    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > size):
+    # A length known only at run time (tracing, export, dynamic compilation) is not cut: the number of blocks would be
+    # fixed.
+    if tokens.device.type != "cpu" or torch.jit.is_tracing() or not statically_known_true(tokens.shape[0] > size):
         return None
     return [slice(start, start + size) for start in range(0, tokens.shape[0], size)]
 
