@@ -75,7 +75,7 @@ class TokenizedCorpus:
                 except (OSError, pa.ArrowInvalid) as error:
                     raise UserError(
                         f"{file}: the file is cut short or damaged; copy or prepare the corpus again "
-                        f"({first_sentence(error)})."
+                        f"({error_message(error)})."
                     ) from None
                 for chunk in column.chunks:
                     offsets = np.asarray(chunk.offsets).astype(np.int64)
