@@ -51,6 +51,7 @@ from transformers import (
     set_seed,
 )
 
+from modernalbert.cli.allocator import keep_freed_memory
 from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
 from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError, error_message, explain_loading
@@ -619,6 +620,8 @@ def check_arguments(
     check_output_dir(Path(training.output_dir), data.overwrite_output_dir, training.resume_from_checkpoint)
     check_sources(data, training)
     warn_of_slow_bfloat16(training)
+    if training.device.type == "cpu":
+        keep_freed_memory()
     return config
 
 

@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
+from modernalbert.cli.allocator import keep_freed_memory
 from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.data.corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
 from modernalbert.data.packing import Masking, PackedRows
@@ -167,6 +168,8 @@ def main() -> None:
             shape = arguments.rows, arguments.row_length
             batch, loading = packed_rows(corpus, config, *shape, workers=arguments.workers)
     batch = {name: values.to(arguments.device) for name, values in batch.items()}
+    if arguments.device == "cpu":
+        keep_freed_memory()  # as the training scripts do
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
     models = {}

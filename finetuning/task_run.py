@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from modernalbert.cli.allocator import keep_freed_memory
 from modernalbert.cli.arguments import check_processes, check_reporters
 from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError
@@ -90,10 +91,12 @@ def merge_as_asked(
 
 
 def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> None:
-    """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
+    """Refuse processes, sizes and output folders that cannot work. Changes no file."""
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
     check_reporters(training_arguments.report_to)
     warn_of_slow_bfloat16(training_arguments)
+    if training_arguments.device.type == "cpu":
+        keep_freed_memory()
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
         value = getattr(data_arguments, name)
         if value is not None and (not isinstance(value, int) or value < 1):

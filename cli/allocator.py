@@ -1,0 +1,41 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The C library's memory, on the CPU: a training step asks for the same large blocks again and again."""
+
+import ctypes
+import platform
+
+
+# Names and numbers of mallopt(3).
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+LARGEST_INT = 2**31 - 1
+TOP_PAD_BYTES = 2**28
+
+
+def keep_freed_memory() -> bool:
+    """
+    Let the process keep the memory it frees, instead of giving it back to the system and asking again.
+
+    By default glibc maps every block above 32 MB anew, and each of its pages faults when it is first written: in
+    training on the CPU that costs as much as the arithmetic (benchmarks/training_speed.py). The process stays as large
+    as it was at its largest.
+
+    Returns:
+        Whether it was done: there is a glibc, and it agreed.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST_INT, M_TOP_PAD: TOP_PAD_BYTES}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
