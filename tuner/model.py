@@ -26,11 +26,12 @@ from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import nn
 from transformers.utils import logging
 
+from modernalbert.merging.report import MergeReport
 from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import add_experts
 from modernalbert.tuner.layer import BASE, MoLLayer
 from modernalbert.tuner.lora import experts_from_loras, save_as_lora
-from modernalbert.tuner.merge import MoLMergeReport, merge_experts, warn_of_loss
+from modernalbert.tuner.merge import merge_experts, warn_of_loss
 from modernalbert.tuner.observer import RoutingObserver, mol_layers
 from modernalbert.tuner.projections import TARGET_MODULES, ffn_modules, find_projections
 
@@ -176,7 +177,7 @@ class MoLModel(BaseTuner):
 
     # -- experts in and out (the functions of the same names say how)
 
-    def merge_experts(self, *args, **kwargs) -> MoLMergeReport:
+    def merge_experts(self, *args, **kwargs) -> MergeReport:
         """Replace an adapter's experts by one: `tuner.merge.merge_experts`."""
         return merge_experts(self, *args, **kwargs)
 
