@@ -50,12 +50,13 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task, load_task_file
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import labels_in_order, load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import load_task_model, match_labels, read_checkpoint
 from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.glue_submission import write_submission
 from modernalbert.finetuning.glue_suite import ALL_TASKS, run_suite
@@ -173,7 +174,7 @@ def hub_set(name: str) -> DatasetDict:
         return load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever keeps the Hub out of reach
         raise UserError(
-            f"the GLUE data of {name} cannot be fetched from the Hub ({first_sentence(error)}); "
+            f"the GLUE data of {name} cannot be fetched from the Hub ({error_message(error)}); "
             "give --train_file and --validation_file, or --data_dir."
         ) from None
 
@@ -195,9 +196,12 @@ def load_classifier(
     arguments: ModelArguments, task: Task, training: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Task]:
     """A sequence classifier for the task, its tokenizer, and the task with its labels in the classifier's order."""
-    task = replace(task, labels=labels_in_order(read_checkpoint(arguments), task.labels, training))
+    labels, keeps_head = match_labels(read_checkpoint(arguments), task.labels, "SequenceClassification", training)
+    task = replace(task, labels=labels)
     problem = "regression" if task.is_regression else "single_label_classification"
-    model, tokenizer = load_task_model(arguments, AutoModelForSequenceClassification, task.labels, problem_type=problem)
+    model, tokenizer = load_task_model(
+        arguments, AutoModelForSequenceClassification, labels, keeps_head, problem_type=problem
+    )
     return model, tokenizer, task
 
 
@@ -272,7 +276,7 @@ def evaluate(trainer: Trainer, task: Task, data: Dataset, prefix: str, file: Pat
     return output.metrics | {f"{prefix}_samples": len(data)}
 
 
-def run_task(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -338,17 +342,17 @@ def main() -> None:
     if data_arguments.demo:
         from modernalbert.finetuning.demo import run_demo
 
-        run_demo(run_task, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
+        run_demo(run, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
     elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
         words = shlex.join(["run_glue.py", *sys.argv[1:]])
-        run_suite(run_task, model_arguments, data_arguments, training_arguments, words)
+        run_suite(run, model_arguments, data_arguments, training_arguments, words)
     else:
-        run_task(model_arguments, data_arguments, training_arguments)
+        run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-glue`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

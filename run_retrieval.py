@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 
 try:
@@ -52,7 +53,6 @@ except ImportError as error:
 import torch
 import transformers
 from datasets import Dataset
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Transformer
@@ -63,7 +63,8 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, explain_loading
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
@@ -95,7 +96,7 @@ logger = logging.getLogger("run_retrieval")
 # The rows that were trained on, negatives and scores included: a resumed run reads them again, and so can --train_file.
 TRAIN_ROWS = "train_rows.jsonl"
 # What this script leaves in its output folder beside what every task script does.
-WRITTEN = (TRAIN_ROWS, "mteb", "results.md")
+OUTPUT_FILES = (TRAIN_ROWS, "mteb", "results.md")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -154,11 +155,17 @@ class DataArguments(BaseDataArguments):
 class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrainingArguments):
     """sentence-transformers' training arguments with defaults that suit retrieval."""
 
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "no"
+
     do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
     do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    eval_strategy: str = field(
-        default="no", metadata={"help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no."}
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no. Default: no, or "
+            "whenever a checkpoint is saved with --load_best_model_at_end."
+        },
     )
     batch_sampler: str = field(
         default="no_duplicates",
@@ -241,14 +248,12 @@ def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: b
 
 def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
     """A sentence-transformers model by folder or Hub name, in float32."""
-    try:
+    with explain_loading(f"{flag} {name}"):
         return SentenceTransformer(
             name,
             trust_remote_code=arguments.trust_remote_code,
             model_kwargs={"dtype": torch.float32, "attn_implementation": arguments.attn_implementation},
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"{flag} {name} cannot be loaded: {first_sentence(error)}") from None
 
 
 # --- training rows ---------------------------------------------------------------------------------------------------
@@ -287,7 +292,7 @@ def training_rows(
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-class Figures:
+class RetrievalResults:
     """
     The metrics of every system on every set: kept as files, summed up in a table.
 
@@ -404,7 +409,7 @@ def evaluate_encoder(
     system: str,
     model: SentenceTransformer,
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -425,7 +430,7 @@ def evaluate_encoder(
                 figures.measure(name, data, rankings[number], seconds, training_arguments.do_predict)
 
 
-def evaluate_bm25(sets: list[RetrievalSet], figures: Figures, rankings: bool) -> None:
+def evaluate_bm25(sets: list[RetrievalSet], figures: RetrievalResults, rankings: bool) -> None:
     for data in sets:
         start = time.perf_counter()
         ranking = search_bm25(list(data.queries.values()), data.corpus)
@@ -449,7 +454,9 @@ def mteb_tasks(names: list[str]) -> list:
     return tasks
 
 
-def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, batch_size: int, reuse: bool) -> None:
+def evaluate_mteb(
+    model: SentenceTransformer, tasks: list, figures: RetrievalResults, batch_size: int, reuse: bool
+) -> None:
     """Run MTEB's own evaluation of a model; `reuse` takes what a run that was cut off has finished."""
     if not tasks:
         return
@@ -464,7 +471,7 @@ def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, bat
             try:
                 outcome = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": batch_size})
             except Exception as error:  # whatever keeps the task's data out of reach
-                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {first_sentence(error)}") from None
+                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {error_message(error)}") from None
             (result,) = outcome.task_results
             file.parent.mkdir(parents=True, exist_ok=True)
             result.to_disk(file)
@@ -479,7 +486,7 @@ def merge_and_evaluate(
     model: SentenceTransformer,
     weights: str | list[float],
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -523,7 +530,7 @@ def merge_and_evaluate(
     merged.save_pretrained(str(folder / "folded"), create_model_card=False)
 
 
-def run_retrieval(
+def run(
     model_arguments: RetrievalModelArguments,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
@@ -552,7 +559,7 @@ def run_retrieval(
     if model_arguments.merge_after is not None:
         merge_weights = check_merge(model_arguments.merge_after, model.transformers_model, True)
     batch_size = training_arguments.per_device_eval_batch_size
-    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=WRITTEN)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=OUTPUT_FILES)
 
     rows, loss = None, None
     if training_arguments.do_train:
@@ -587,7 +594,7 @@ def run_retrieval(
         results.train(checkpoint)
     if training_arguments.do_eval:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = Figures(folder)
+        figures = RetrievalResults(folder)
         # All processes encode, the first does the rest.
         with distributed_evaluation(model) as is_first:
             if is_first:
@@ -613,12 +620,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_retrieval(model_arguments, data_arguments, training_arguments)
+    run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-retrieval`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

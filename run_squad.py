@@ -47,7 +47,8 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.squad import Question, read_squad, rows_to_questions
 from modernalbert.evaluation.squad import METRICS, best_thresholds, squad_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
@@ -116,7 +117,7 @@ def load_questions(arguments: DataArguments) -> dict[str, list[Question]]:
         hub = load_dataset(HUB_NAMES.get(name, name))
     except Exception as error:  # whatever keeps the Hub out of reach
         raise UserError(
-            f"--dataset_name {name} cannot be fetched from the Hub ({first_sentence(error)}); "
+            f"--dataset_name {name} cannot be fetched from the Hub ({error_message(error)}); "
             "give --train_file and --validation_file."
         ) from None
     return {
@@ -225,14 +226,19 @@ def windows_key(
 def load_reader(arguments: ModelArguments, training: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with a head for spans, and its tokenizer."""
     checkpoint = read_checkpoint(arguments)
-    # Some heads take their two outputs, start and end, from the number of labels.
-    model, tokenizer = load_task_model(arguments, AutoModelForQuestionAnswering, num_labels=2)
-    check_tokenizer(tokenizer)
-    saved = model.config.architectures or ["no head"]
-    if not training and not (checkpoint.has_weights and any("QuestionAnswering" in name for name in saved)):
+    # A classifier of two labels has an output layer of the same size.
+    keeps_head = checkpoint.has_head("QuestionAnswering")
+    if not training and not keeps_head:
+        saved = ", ".join(checkpoint.architectures) or "no class"
         raise UserError(
-            f"--no_do_train needs a model with a head for question answering: {checkpoint.name} has {', '.join(saved)}."
+            f"--no_do_train needs a model with a head for question answering: {checkpoint.name} names {saved}"
+            f"{'' if checkpoint.has_weights else ', without weights'}."
         )
+    # Some heads take their two outputs, start and end, from the number of labels.
+    model, tokenizer = load_task_model(
+        arguments, AutoModelForQuestionAnswering, ("LABEL_0", "LABEL_1"), keeps_head=keeps_head
+    )
+    check_tokenizer(tokenizer)
     # Logits are matched with tokens from the left.
     tokenizer.padding_side = "right"
     return model, tokenizer
@@ -336,7 +342,7 @@ def evaluate(
     return metrics, threshold
 
 
-def run_squad(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -395,12 +401,12 @@ def main() -> None:
     arguments = parse_arguments(ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_squad(*arguments)
+    run(*arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-squad`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

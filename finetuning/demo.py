@@ -73,10 +73,10 @@ def run_demo(
     evaluate, plot.
 
     Of the arguments only the model, the output folder, the numbers of rows, the seed and what concerns logging are
-    heeded. Writes to the output folder what `run_task` writes, `demo.json`, `demo.md` and `demo.png`.
+    heeded. Writes to the output folder what the run writes, `demo.json`, `demo.md` and `demo.png`.
 
     Args:
-        run_task, make_trainer, tokenize: `run_glue`'s.
+        run_task, make_trainer, tokenize: `run_glue`'s (`run_task` is its `run`).
     """
     if training_arguments.output_dir in (None, TrainingArguments().output_dir):
         training_arguments.output_dir = OUTPUT_DIR

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments
@@ -33,13 +33,13 @@ from modernalbert.finetuning.checkpoint import read_checkpoint
 from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.run_folder import (
     SETTINGS_FILE,
-    inputs_of,
-    keep_settings,
-    other_settings,
-    refuse_other_settings,
+    check_settings,
+    diff_settings,
     remove_earlier_run,
+    run_inputs,
+    save_settings,
 )
-from modernalbert.finetuning.task_run import RUN_FILES, check_run, check_splits
+from modernalbert.finetuning.task_run import OUTPUT_FILES, check_run, check_splits
 
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Run:
 
     Attributes:
         folder: Where it is written: TASK/seed-SEED in the suite's output folder.
-        arguments: What `run_task` is given.
+        arguments: What `run_glue.run` is given.
         settings: All that decides its outcome.
     """
 
@@ -96,7 +96,7 @@ class Run:
         file = self.folder / "all_results.json"
         if not (file.is_file() and (self.folder / SETTINGS_FILE).is_file()):
             return None
-        return None if other_settings(self.folder, self.settings) else json.loads(file.read_text())
+        return None if diff_settings(self.folder, self.settings) else json.loads(file.read_text())
 
     def __str__(self):
         return f"{self.task.name} with seed {self.seed}"
@@ -117,7 +117,7 @@ def run_suite(
     checkpoints are deleted: its folder holds the model.
 
     Args:
-        run_task: `run_glue.run_task`.
+        run_task: `run_glue.run`.
         data_arguments: run_glue's, with `task_name` "all" or with `seeds`.
         command: The command line, for the table.
 
@@ -131,7 +131,7 @@ def run_suite(
     output_dir, overwrite = Path(training_arguments.output_dir), data_arguments.overwrite_output_dir
     if not overwrite:
         for run in runs:
-            refuse_other_settings(run.folder, run.settings)
+            check_settings(run.folder, run.settings)
     training_arguments.distributed_state.wait_for_everyone()  # all have looked before one writes
 
     is_first_process = training_arguments.process_index == 0
@@ -143,8 +143,8 @@ def run_suite(
             continue
         if is_first_process:
             if overwrite:
-                remove_earlier_run(run.folder, RUN_FILES)
-            keep_settings(run.folder, run.settings)
+                remove_earlier_run(run.folder, OUTPUT_FILES)
+            save_settings(run.folder, run.settings)
         try:
             check_start(run, runs)
             run_task(*run.arguments)
@@ -153,7 +153,7 @@ def run_suite(
                 if training_arguments.world_size > 1:
                     raise  # the other processes wait in the middle of a step
                 logger.exception(f"{run} failed.")
-            failures[run] = first_sentence(error).rstrip(".")
+            failures[run] = error_message(error).rstrip(".")
         gc.collect()  # a Trainer refers to itself
         training_arguments.distributed_state.wait_for_everyone()
         if is_first_process:
@@ -245,7 +245,7 @@ def settings_of(
     values = json.loads(training_arguments.to_json_string())
     parts = training_arguments.world_size * training_arguments.gradient_accumulation_steps
     return (
-        inputs_of(model_arguments, data_arguments)
+        run_inputs(model_arguments, data_arguments)
         | {"train_batch_size": training_arguments.per_device_train_batch_size * parts}
         | {name: values.get(name) for name in TRAINING_SETTINGS}
     )

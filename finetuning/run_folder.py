@@ -77,7 +77,7 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
 
 SETTINGS_FILE = "run_settings.json"
 # What may change from one start to the next.
-FREE = (
+IGNORED_ARGUMENTS = (
     "overwrite_output_dir",
     "seeds",
     "trust_remote_code",
@@ -87,13 +87,13 @@ FREE = (
 )
 
 
-def inputs_of(model_arguments, data_arguments) -> dict:
+def run_inputs(model_arguments, data_arguments) -> dict:
     """The values of two dataclasses of options that say what is trained and on what, as JSON gives them back."""
     values = vars(model_arguments) | vars(data_arguments)
-    return json.loads(json.dumps({name: value for name, value in values.items() if name not in FREE}))
+    return json.loads(json.dumps({name: value for name, value in values.items() if name not in IGNORED_ARGUMENTS}))
 
 
-def other_settings(folder: Path, settings: dict) -> str:
+def diff_settings(folder: Path, settings: dict) -> str:
     """How the settings kept in a folder differ from these, in words; "" if they do not, or none are kept."""
     file = folder / SETTINGS_FILE
     if not file.is_file():
@@ -103,12 +103,12 @@ def other_settings(folder: Path, settings: dict) -> str:
     return ", ".join(f"{name} {earlier[name]} instead of {settings[name]}" for name in other)
 
 
-def refuse_other_settings(folder: Path, settings: dict) -> None:
+def check_settings(folder: Path, settings: dict) -> None:
     """Refuse to go on in a folder that keeps other settings."""
-    if said := other_settings(folder, settings):
-        raise UserError(f"{folder} was run with {said}: choose another folder, or add --overwrite_output_dir.")
+    if message := diff_settings(folder, settings):
+        raise UserError(f"{folder} was run with {message}: choose another folder, or add --overwrite_output_dir.")
 
 
-def keep_settings(folder: Path, settings: dict) -> None:
+def save_settings(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

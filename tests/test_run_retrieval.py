@@ -330,7 +330,7 @@ def test_mteb_measures_what_we_measure(workplace, tmp_path):
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     from modernalbert.evaluation.retrieval import evaluate_ranking
-    from modernalbert.run_retrieval import Figures, evaluate_mteb
+    from modernalbert.run_retrieval import RetrievalResults, evaluate_mteb
 
     data = load_retrieval_set(str(workplace / "set"), "test")
     model = SentenceTransformer(str(workplace / "teacher"), device="cpu")
@@ -349,10 +349,10 @@ def test_mteb_measures_what_we_measure(workplace, tmp_path):
             self.dataset = {"default": {"test": part | {"relevant_docs": data.qrels}}}
             self.data_loaded = True
 
-    figures = Figures(tmp_path)
+    figures = RetrievalResults(tmp_path)
     evaluate_mteb(model, [OurTask()], figures, 4, reuse=True)
     theirs = json.loads((tmp_path / "mteb/model/OurTask.json").read_text())["scores"]["test"][0]
-    again = Figures(tmp_path)
+    again = RetrievalResults(tmp_path)
     evaluate_mteb(None, [OurTask()], again, 4, reuse=True)  # finished, so no model is needed
     for each in (figures, again):
         assert each.flat("OurTask")["OurTask_ndcg_at_10"] == pytest.approx(ours["ndcg_at_10"], abs=1e-5)

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from modernalbert import modeling_modernalbert
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.merging.ffn_recorder import evaluation_mode
 from modernalbert.merging.fold import Factors, check_plain_weights, fold
 from modernalbert.merging.merge import ExpertSource, merge_layers
@@ -305,7 +305,7 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        message = f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {first_sentence(error)}"
+        message = f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {error_message(error)}"
         if made_for and made_for not in message.replace(base, ""):
             message = f"{message.rstrip('.')}. The adapter was made for {made_for}."
         raise UserError(message) from None
