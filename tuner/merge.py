@@ -16,7 +16,6 @@
 import importlib
 import inspect
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,9 +35,9 @@ from modernalbert.cli.errors import UserError, first_sentence
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.merging.methods import MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
 from modernalbert.modeling_mol import summarise_routing
-from modernalbert.tuner.config import MoLConfig
+from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import copy_modules_to_save, find_adapter, layers_of, set_experts
-from modernalbert.tuner.observer import RoutingObserver, mol_layers, token_mask
+from modernalbert.tuner.observer import mol_layers, recording, token_mask
 
 
 @dataclass
@@ -122,7 +121,7 @@ def merge_experts(
         r=new_rank,
         lora_alpha=new_rank,
     )
-    set_experts(tuner, target, config, {name: result.expert for name, result in merged.items()})
+    set_experts(tuner, target, config, {name: result.expert for name, result in merged.items()}, source=adapter_name)
     copy_modules_to_save(tuner.model, adapter_name, target)
     with only(tuner.model, target):
         after = measure(tuner.model, batches)
@@ -163,24 +162,15 @@ def resolve_weights(
     if weights != "calibration" or num_experts == 1:
         return {name: layer.expert_weights(adapter_name, weights) for name, layer in layers.items()}
     totals = dict.fromkeys(layers, 0)
-    observer = RoutingObserver.detach(tuner.model)  # it would take the records away
-    try:
-        with only(tuner.model, adapter_name), torch.no_grad():
-            for batch in calibration:
-                for layer in layers.values():
-                    layer.recorded = []
+    k = tuner.peft_config[adapter_name].num_experts_per_tok
+    with only(tuner.model, adapter_name), torch.no_grad():
+        for batch in calibration:
+            with recording(tuner.model) as router_logits:
                 tuner.model(**batch)
-                for name, layer in layers.items():
-                    k = layer.mol_config[adapter_name].num_experts_per_tok
-                    for logits in layer.recorded:
-                        mask = token_mask(tuner.model, name, logits, batch)
-                        summary = summarise_routing((logits,), k, mask)
-                        totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
-    finally:
-        for layer in layers.values():
-            layer.recorded = None
-        if observer is not None:
-            observer.attach(tuner.model)
+            for name, uses in router_logits.items():
+                for logits in uses:
+                    summary = summarise_routing((logits,), k, token_mask(tuner.model, name, logits, batch))
+                    totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
     unused = [name for name, total in totals.items() if not isinstance(total, torch.Tensor)]
     if unused:
         raise ValueError(f"The calibration batches do not reach {unused[0]}: weights='calibration' cannot be measured.")
@@ -234,34 +224,6 @@ def measure(model: nn.Module, batches: list[dict]) -> Measurement:
         states = output.get("logits", next(value for value in output.values() if isinstance(value, torch.Tensor)))
         outputs.append(states.float())
     return Measurement(outputs, sum(losses) / len(losses) if losses else None)
-
-
-def warn_of_loss(tuner: nn.Module, adapter_name: str) -> None:
-    """Say what folding an adapter's experts into the base changes, measured, where it is not exact."""
-    config = tuner.peft_config.get(adapter_name)
-    if config is None or not config.is_routed or config.expert_mixing != "token":
-        return
-    layers = [layer for layer in layers_of(tuner, adapter_name).values() if not layer.merged]
-    if not layers:
-        return
-    try:
-        batches, measured_on = measuring_batches(tuner.model, None)
-        with only(tuner.model, adapter_name):
-            before = measure(tuner.model, batches).outputs
-            for layer in layers:
-                layer.mol_config[adapter_name] = replace(config, expert_mixing="ema")
-            after = measure(tuner.model, batches).outputs
-        change = f"the model's output changes by {100 * relative_error(before, after):.2f} % on {measured_on}"
-    except Exception as error:  # a model may take inputs that nobody here can make up; it can be merged all the same
-        change = f"by how much could not be measured ({type(error).__name__})"
-    finally:
-        for layer in layers:
-            layer.mol_config[adapter_name] = config
-    warnings.warn(
-        f"Merging the {config.num_experts} experts of adapter {adapter_name!r} is not exact, because their weights "
-        f"depend on the token: {change}. merge_experts(calibration=...) measures it on batches of yours.",
-        stacklevel=4,
-    )
 
 
 def relative_error(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
@@ -322,7 +284,7 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
     """
     try:
         config = PeftConfig.from_pretrained(adapter)
-        if not isinstance(config, MoLConfig):
+        if config.peft_type != MOL:
             kind = getattr(config.peft_type, "value", config.peft_type)
             raise UserError(f"--adapter_name_or_path {adapter} is not a MoL adapter: its peft_type is {kind}.")
         model = load_base(base, config, load_peft_weights(adapter, device="cpu"))

@@ -47,7 +47,7 @@ def test_one_expert_merges_unmerges_and_unloads_exactly(name):
 def test_a_safe_merge_changes_both_projections_or_none():
     model = adapt(family("llama"), **ONE)
     layer = next(layer for _, layer in mol_layers(model))
-    layer.mol_B_out["default"][0, 0, 0] = float("nan")  # the last projection, folded after the first ones
+    layer.mol_B_out["default"].weight[0, 0, 0] = float("nan")  # the last projection, folded after the first ones
     before = {key: value.clone() for key, value in layer.base_layer.state_dict().items()}
     with pytest.raises(ValueError, match="weight of down_proj would not be finite"):
         model.merge_adapter(safe_merge=True)
