@@ -120,7 +120,8 @@ def speak_up(model: torch.nn.Module, adapter_name: str = "default", seed: int = 
     for _, layer in mol_layers(model):
         for container, std in ((layer.mol_B_in, 0.3), (layer.mol_B_out, 0.3)):
             if adapter_name in container:
-                container[adapter_name].copy_(torch.randn(container[adapter_name].shape, generator=generator) * std)
+                weight = container[adapter_name].weight
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
         if adapter_name in layer.mol_router:
             weight = layer.mol_router[adapter_name].weight
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5)

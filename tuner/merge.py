@@ -17,7 +17,6 @@ import contextlib
 import copy
 import importlib
 import logging
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +41,7 @@ from modernalbert.modeling_mol import summarise_routing
 from modernalbert.mol_backends import Experts
 from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import copy_modules_to_save, find_adapter, layers_of, set_experts
-from modernalbert.tuner.observer import mol_layers, token_mask
+from modernalbert.tuner.observer import mol_layers, recording, token_mask
 
 
 logger = logging.getLogger(__name__)
@@ -88,34 +87,19 @@ class AdapterExperts(ExpertSource):
         totals: dict[str, torch.Tensor] = {}
         with single_active_adapter(self.model, self.adapter_name):
             for batch in batches:
-                for name, logits in self._router_logits(batch):
-                    mask = token_mask(self.model, name, logits, batch)
-                    summary = summarise_routing((logits,), self.config.num_experts_per_tok, mask)
-                    totals[name] = totals.get(name, 0) + summary.usage[0] * summary.num_tokens
+                with recording(self.model) as router_logits:
+                    self.model(**batch)
+                for name, uses in router_logits.items():
+                    for logits in uses:
+                        mask = token_mask(self.model, name, logits, batch)
+                        summary = summarise_routing((logits,), self.config.num_experts_per_tok, mask)
+                        totals[name] = totals.get(name, 0) + summary.usage[0] * summary.num_tokens
         unused = [name for name in self.layers if name not in totals or not totals[name].sum()]
         if unused:
             raise ValueError(
                 f"The calibration batches do not reach {unused[0]}: weights='calibration' cannot be measured."
             )
         return {name: total / total.sum() for name, total in totals.items()}
-
-    def _router_logits(self, batch: dict) -> list[tuple[str, torch.Tensor]]:
-        """(layer, router logits) of every use of a layer in a forward."""
-        uses = dict.fromkeys(self.layers, 0)
-
-        def count(name: str) -> Any:
-            def hook(*_) -> None:
-                uses[name] += 1
-
-            return hook
-
-        handles = [layer.register_forward_hook(count(name)) for name, layer in self.layers.items()]
-        try:
-            logits = self.model(**batch, output_router_logits=True)["router_logits"]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return list(zip([name for name, number in uses.items() for _ in range(number)], logits, strict=True))
 
     def fit(
         self, weights: dict[str, torch.Tensor], batches: Sequence[dict], rank: int | None
@@ -147,7 +131,7 @@ class AdapterExperts(ExpertSource):
         one = {"num_experts": 1, "num_experts_per_tok": 1, "num_frozen_experts": 0, "router_bias": False}
         config = replace(self.config, **one, r=rank, lora_alpha=rank)
         copied = {name: Experts(*(x.detach().clone() for x in e[:4]), e.scaling) for name, e in experts.items()}
-        set_experts(self.tuner, adapter_name, config, copied)
+        set_experts(self.tuner, adapter_name, config, copied, source=self.adapter_name)
         copy_modules_to_save(self.model, self.adapter_name, adapter_name)
 
     @contextlib.contextmanager
@@ -268,19 +252,6 @@ def single_active_adapter(model: nn.Module, adapter_name: str) -> Iterator[None]
     finally:
         for module, (name, disabled) in active.items():
             module._active_adapter, module._disable_adapters = name, disabled
-
-
-def warn_of_loss(tuner: nn.Module, adapter_name: str) -> None:
-    """Warn that folding an adapter's experts into the base is not exact, where it is not."""
-    config = tuner.peft_config.get(adapter_name)
-    if config is None or not config.is_routed or config.expert_mixing != "token":
-        return
-    if any(not layer.merged for layer in layers_of(tuner, adapter_name).values()):
-        warnings.warn(
-            f"Merging the {config.num_experts} experts of adapter {adapter_name!r} is not exact, because their weights "
-            "depend on the token: merge_experts(calibration=...) measures what is lost.",
-            stacklevel=4,
-        )
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
