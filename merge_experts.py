@@ -33,6 +33,7 @@ from modernalbert.merging.model_experts import ModelExperts
 from modernalbert.merging.recovery import LEARNING_RATE, RecoverySettings
 from modernalbert.merging.report import OUTPUT_FILES, SAVES, MergeReport
 from modernalbert.tuner.merge import load_adapter, merge_adapter
+from modernalbert.tuner.observer import mol_layers
 
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,11 @@ def merge_experts(
         raise ValueError(
             f"model is a {type(model).__name__}: it must be a ModernALBERT with experts, or a PeftModel with a MoL "
             "adapter; unwrap it first (as model.module of DistributedDataParallel)."
+        )
+    if any(mol_layers(model)):
+        raise ValueError(
+            f"model is a {type(model).__name__} with MoL adapters of its own: load them with PeftModel.from_pretrained, "
+            "and give merge_experts that."
         )
     return merge_layers(ModelExperts(model), *how)
 

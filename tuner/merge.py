@@ -286,7 +286,12 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
 
 
 def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """The base as the class that the adapter was trained on, or else the one that its own configuration names."""
+    """
+    The base as the class that the adapter was trained on, or else the one that its own configuration names.
+
+    Raises:
+        UserError: weights are neither in the base nor in the adapter.
+    """
     made_on = config.auto_mapping or {}
     auto_class = auto_class_of(config.task_type)
     if auto_class is not None:
@@ -298,4 +303,14 @@ def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tenso
         model_class = getattr(modeling_modernalbert, architecture, None) or getattr(transformers, architecture)
     # A head that came with the adapter says how many labels there are.
     heads = [values for key, values in adapter_state.items() if key.endswith(("classifier.weight", "score.weight"))]
-    return model_class.from_pretrained(name, dtype="auto", **({"num_labels": heads[0].shape[0]} if heads else {}))
+    labels = {"num_labels": heads[0].shape[0]} if heads else {}
+    model, report = model_class.from_pretrained(name, dtype="auto", output_loading_info=True, **labels)
+    brought = {key.removeprefix("base_model.model.") for key in adapter_state}
+    # An encoder's pooler is often absent, and not used.
+    absent = {key for key in report["missing_keys"] if model.base_model is not model or "pooler" not in key} - brought
+    if absent:
+        raise UserError(
+            f"{name} has no {', '.join(sorted(absent)[:3])}, and the adapter does not bring what is missing: it would be "
+            "random."
+        )
+    return model

@@ -199,7 +199,7 @@ def test_stock_lora_on_every_linear_layer_trains():
 
 
 def test_only_a_mixture_of_loras_can_be_merged():
-    with pytest.raises(ValueError, match="ffn_modulation='moa'"):
+    with pytest.raises(ValueError, match="ffn_modulation='moa' of ModernALBERTModel is not allowed"):
         merge_experts(tiny_model(ModernALBERTModel, ffn_modulation="moa"))
 
 
