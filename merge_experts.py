@@ -98,8 +98,8 @@ def merge_experts(
         )
     if any(mol_layers(model)):
         raise ValueError(
-            f"model is a {type(model).__name__} with MoL adapters of its own: load them with PeftModel.from_pretrained, "
-            "and give merge_experts that."
+            f"model is a {type(model).__name__} with MoL adapters of its own: load them with "
+            "PeftModel.from_pretrained, and give merge_experts that."
         )
     return merge_layers(ModelExperts(model), *how)
 

@@ -136,7 +136,9 @@ def write_stock_lora(
     (rank,) = {A.shape[0] for A, _ in factors.values()}
     state = {}
     for path, (A, B) in factors.items():
-        state |= {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
+        # As peft keeps a LoRA, whatever the base's half precision.
+        dtype = torch.float64 if base.get_submodule(path).weight.dtype == torch.float64 else torch.float32
+        state |= {f"{path}.lora_A.weight": A.to(dtype), f"{path}.lora_B.weight": B.to(dtype)}
     for path, head in (heads or {}).items():
         state |= {f"{path}.{name}": value for name, value in head.state_dict().items()}
     config = LoraConfig(

@@ -59,8 +59,8 @@ class ModelExperts(ExpertSource):
         modulation = getattr(model.config, "ffn_modulation", None)
         if modulation != "mol":
             raise ValueError(
-                f"ffn_modulation={modulation!r} of {type(model).__name__} is not allowed: only the experts of a Mixture of "
-                "LoRAs ('mol') can be merged."
+                f"ffn_modulation={modulation!r} of {type(model).__name__} is not allowed: only the experts of a "
+                "Mixture of LoRAs ('mol') can be merged."
             )
         check_plain_weights(model)
         check_unwrapped(model)

@@ -310,7 +310,7 @@ def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tenso
     absent = {key for key in report["missing_keys"] if model.base_model is not model or "pooler" not in key} - brought
     if absent:
         raise UserError(
-            f"{name} has no {', '.join(sorted(absent)[:3])}, and the adapter does not bring what is missing: it would be "
-            "random."
+            f"{name} has no {', '.join(sorted(absent)[:3])}, and the adapter does not bring what is missing: it would "
+            "be random."
         )
     return model
