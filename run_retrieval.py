@@ -76,17 +76,15 @@ from modernalbert.evaluation.retrieval import (
     search,
     search_bm25,
 )
+from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, check_merge, merge_and_report
 from modernalbert.finetuning.task_run import (
-    MERGE_CALIBRATION_ROWS,
-    MERGE_FITTED_ROWS,
     RunResults,
     begin_run,
-    check_merge,
     check_run,
     choose_best_by,
-    merge_as_asked,
 )
 from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, make_loss
 
@@ -507,27 +505,29 @@ def merge_and_evaluate(
             batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
         return batches
 
-    texts = corpus.texts(range(min(MERGE_CALIBRATION_ROWS, len(corpus))))
+    texts = corpus.texts(range(min(MEASURED_ROWS, len(corpus))))
     batches = batches_of(texts)
     measured_on, text = f"the first {len(texts)} documents of {sets[0].name}", []
     if weights == "calibrated":
-        text = batches_of(corpus.texts(range(len(texts), min(len(texts) + MERGE_FITTED_ROWS, len(corpus)))))
+        text = batches_of(corpus.texts(range(len(texts), min(len(texts) + FITTED_ROWS, len(corpus)))))
         if not text:  # a small corpus has no documents after those
             measured_on, text = f"{measured_on}, to which the experts were fitted", batches
-    routed = model.transformers_model
-    report = merge_as_asked(routed, weights, text, batches)
-    report.measured_on = measured_on
     merged = copy.deepcopy(model)
-    merged[0].model = report.model
-    evaluate_encoder("merged", merged, sets, figures, data_arguments, training_arguments)
-    report.metrics = {
-        name: {f"nDCG@10 on {data.name}": figures.metrics[data.name][system]["ndcg_at_10"] for data in sets}
-        for system, name in (("model", "routed"), ("merged", "merged"))
-    }
-    report.measure_latency(routed, batches[0])
+
+    def metrics_of(system: str) -> dict[str, float]:
+        return {f"nDCG@10 on {data.name}": figures.metrics[data.name][system]["ndcg_at_10"] for data in sets}
+
+    def measure(encoder: PreTrainedModel) -> dict[str, float]:
+        merged[0].model = encoder
+        evaluate_encoder("merged", merged, sets, figures, data_arguments, training_arguments)
+        return metrics_of("merged")
+
+    routed = model.transformers_model
+    report = merge_and_report(routed, weights, batches, measure, measured_on, metrics_of("model"), text)
     folder = report.save(Path(training_arguments.output_dir) / "merged", tokenizer=model.tokenizer)
-    # The folded model is a sentence-transformers folder too; its card is the report.
+    # Both models are sentence-transformers folders too; the card is the report.
     merged.save_pretrained(str(folder / "folded"), create_model_card=False)
+    copy_modules(folder / "folded", folder / "base")
 
 
 def run(

@@ -53,7 +53,8 @@ from modernalbert.data.squad import Question, read_squad, rows_to_questions
 from modernalbert.evaluation.squad import METRICS, best_thresholds, squad_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
-from modernalbert.finetuning.task_run import RunResults, begin_run, check_merge, check_run, check_splits, choose_best_by
+from modernalbert.finetuning.merge_after import check_merge
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, check_splits, choose_best_by
 from modernalbert.question_answering import (
     Answer,
     Windows,

@@ -36,7 +36,7 @@ from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.data.glue_tasks import GLUE_TASKS
 from modernalbert.data.sentences import load_task_file
-from modernalbert.merge_experts import measure_errors, merge_experts
+from modernalbert.merge_experts import merge_experts
 
 
 # Name -> arguments of merge_experts.
@@ -100,15 +100,14 @@ def main() -> None:
     found = [{**same, "way": "routed", "accuracy": (routed == labels).double().mean().item()}]
     for way, options in WAYS.items():
         rank = options.get("rank") and getattr(model.config, options["rank"])
-        report = merge_experts(model, calibration=text, **options | ({"rank": rank} if rank else {}))
-        measure_errors(report, model, judged)
+        report = merge_experts(model, calibration=text, measure_on=judged, **options | ({"rank": rank} if rank else {}))
         predictions = predict(report.model, judged)
         found.append(
             {
                 **same,
                 "way": way,
                 "rank": report.rank,
-                "ffn_errors": [group.relative_error for group in report.groups],
+                "ffn_errors": [layer.relative_error for layer in report.layers.values()],
                 "output_error": report.relative_error_of_output,
                 "accuracy": (predictions == labels).double().mean().item(),
                 "agreement": (predictions == routed).double().mean().item(),

@@ -169,13 +169,13 @@ def plot(rows: dict[str, dict], report: dict, state: dict, file: Path) -> None:
     left.plot([entry["step"] for entry in logged], [entry["loss"] for entry in logged])
     left.set(title="Training loss", xlabel="step", ylabel="loss")
 
-    groups = report["groups"]
-    width = 0.8 / len(groups)
-    for i, group in enumerate(groups):
-        experts = range(len(group["weights"]))
-        places = [e + (i - (len(groups) - 1) / 2) * width for e in experts]
-        middle.bar(places, group["weights"], width, label=f"group {group['group']}")
-    middle.axhline(1 / len(groups[0]["weights"]), color="grey", linestyle=":", label="balanced")
+    layers = report["layers"]
+    width = 0.8 / len(layers)
+    for i, (name, layer) in enumerate(layers.items()):
+        num_experts = len(layer["weights"])
+        places = [e + (i - (len(layers) - 1) / 2) * width for e in range(num_experts)]
+        middle.bar(places, layer["weights"], width, label=name)
+    middle.axhline(1 / num_experts, color="grey", linestyle=":", label="balanced")
     middle.set(title="Routing weight by expert (moving average)", xlabel="expert", ylabel="share")
     middle.set_ylim(top=1.3 * middle.get_ylim()[1])  # room for the legend
     middle.legend(ncols=2)

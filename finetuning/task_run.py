@@ -29,6 +29,7 @@ from modernalbert.cli.errors import UserError
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.cli.tokenizer_files import clear_truncation
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
+from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, merge_and_report
 from modernalbert.finetuning.run_folder import (
     EARLIER_RUN,
     SETTINGS_FILE,
@@ -40,7 +41,6 @@ from modernalbert.finetuning.run_folder import (
     run_inputs,
     save_settings,
 )
-from modernalbert.merge_experts import measure_errors, merge_experts, parse_weights
 from modernalbert.merging.report import MergeReport
 
 
@@ -48,46 +48,6 @@ logger = logging.getLogger(__name__)
 
 # What a run leaves in its output folder beside the model's files, and may delete there.
 OUTPUT_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
-# Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
-MERGE_CALIBRATION_ROWS, MERGE_FITTED_ROWS = 256, 512
-MERGE_AFTER = ("ema", "uniform", "calibrated")
-# Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
-LATENCY_TOKENS = 4096
-
-
-def check_merge(
-    weights: str | None, model: PreTrainedModel, has_validation: bool, has_training: bool = True
-) -> str | list[float] | None:
-    """The value of --merge_after, checked before anything long starts."""
-    if weights is None:
-        return None
-    parsed = parse_weights(weights, flag="--merge_after", names=MERGE_AFTER)
-    if getattr(model.config, "ffn_modulation", None) != "mol":
-        raise UserError("--merge_after needs a ModernALBERT with ffn_modulation='mol'.")
-    if not isinstance(parsed, str) and len(parsed) != model.config.num_experts:
-        raise UserError(f"--merge_after {weights} is not allowed: it must be {model.config.num_experts} numbers.")
-    if not has_validation:
-        raise UserError("--merge_after needs --validation_file, to measure what the merge changes.")
-    if parsed == "calibrated" and not has_training:
-        raise UserError("--merge_after calibrated needs training rows to fit to, and this run does not train.")
-    return parsed
-
-
-def merge_as_asked(
-    model: PreTrainedModel, weights: str | list[float], text: list[dict], judged: list[dict]
-) -> MergeReport:
-    """
-    Merge a model's experts by the value of --merge_after.
-
-    Args:
-        text: Batches that "calibrated" is fitted to; nothing else uses them.
-        judged: Batches that the errors are measured on.
-    """
-    if weights != "calibrated":
-        return merge_experts(model, weights, calibration=judged)
-    report = merge_experts(model, method="calibrated", calibration=text)
-    measure_errors(report, model, judged)
-    return report
 
 
 def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArguments) -> None:
@@ -217,20 +177,23 @@ class RunResults:
             loader = torch.utils.data.DataLoader(
                 data, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator
             )
-            return [{name: value.to(trainer.model.device) for name, value in batch.items()} for batch in loader]
+            return list(loader)
 
-        batches = batches_of(rows, MERGE_CALIBRATION_ROWS)
-        text = batches_of(trainer.train_dataset, MERGE_FITTED_ROWS) if weights == "calibrated" else []
-        report = merge_as_asked(trainer.model, weights, text, batches)
-        report.measured_on = f"the first {min(MERGE_CALIBRATION_ROWS, len(rows))} validation rows"
-        merged = {name.removeprefix("eval_"): value for name, value in measure(report.model).items()}
-        routed = {name: self.metrics[f"eval_{name}"] for name in merged if f"eval_{name}" in self.metrics}
-        report.metrics = {"routed": routed, "merged": merged}
-        num_rows = max(1, LATENCY_TOKENS // batches[0]["input_ids"].shape[1])
-        report.measure_latency(trainer.model, {name: value[:num_rows] for name, value in batches[0].items()})
+        def metrics_of(merged: PreTrainedModel) -> dict[str, float]:
+            return {name.removeprefix("eval_"): value for name, value in measure(merged).items()}
+
+        report = merge_and_report(
+            trainer.model,
+            weights,
+            batches_of(rows, MEASURED_ROWS),
+            metrics_of,
+            f"the first {min(MEASURED_ROWS, len(rows))} validation rows",
+            {name.removeprefix("eval_"): value for name, value in self.metrics.items() if name.startswith("eval_")},
+            batches_of(trainer.train_dataset, FITTED_ROWS) if weights == "calibrated" else (),
+        )
         if trainer.is_world_process_zero():
             report.save(Path(trainer.args.output_dir) / "merged", tokenizer=trainer.processing_class)
-        self.metrics.update({f"merged_{name}": value for name, value in merged.items()})
+        self.metrics.update({f"merged_{name}": value for name, value in report.metrics["merged"].items()})
         return report
 
     def write(self) -> dict[str, float]:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from modernalbert.merging.ffn_recorder import gates_of, mixture_calls, with_progress
+from modernalbert.merging.ffn_recorder import dense_routing_weights, mixture_calls, with_progress
 from modernalbert.merging.methods import MergedExpert, default_rank, split_evenly
 from modernalbert.modeling_mol import MoLFeedForward
 from modernalbert.mol_backends import Experts, concatenate_experts
@@ -98,13 +98,13 @@ def merge_calibrated(
     for k, mlp in mixtures.items():
         factors = Experts(*(factor.double() for factor in mlp.experts[:4]), mlp.scaling)
         averages[k] = concatenate_experts(factors, weights[k].to(mlp.mol_A_in.device).double())
-    rank = default_rank(next(iter(mixtures.values())).experts, rank)
+    (rank,) = {default_rank(mlp.experts, rank) for mlp in mixtures.values()}
 
     def fit(name: str, samples: Callable) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
         regressions = {k: RidgeRegression() for k in mixtures}
 
-        def visit(group, mlp, position, x, output):
-            regressions[group].add(*samples(group, mlp, position, x, output))
+        def visit(group, mlp, depth, x, output):
+            regressions[group].add(*samples(group, mlp, depth, x, output))
 
         with mixture_calls(model, visit):
             for batch in with_progress(batches, f"Fitting the {name} projections"):
@@ -119,14 +119,14 @@ def merge_calibrated(
     def low_rank(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         return (x @ A.to(x).T) @ B.to(x).T
 
-    def pre_activations(group, mlp, position, x, output):
+    def pre_activations(group, mlp, depth, x, output):
         # What routing adds to the average: the experts' parts, weighted by q_e - w_e.
-        difference = gates_of(mlp, position, x) - weights[group].to(x.device)
+        difference = dense_routing_weights(mlp, depth, x) - weights[group].to(x.device)
         blocks = (difference * mlp.scaling).to(x.dtype).repeat_interleave(mlp.mol_A_in.shape[1], dim=-1)
         states = (x @ mlp.mol_A_in.flatten(0, 1).T) * blocks
         return x, states @ mlp.mol_B_in.permute(0, 2, 1).flatten(0, 1)
 
-    def outputs(group, mlp, position, x, output):
+    def outputs(group, mlp, depth, x, output):
         A, B, _ = first[group]
         u = mlp.activate(mlp.Wi(x) + low_rank(x, A, B))
         average = averages[group]

@@ -11,13 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the mixtures of a model are given and give while a text runs through it, token by token."""
+"""Hooks on the Mixtures of LoRAs of a ModernALBERT: their inputs and outputs, token by token."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -26,13 +27,26 @@ from modernalbert.mol_backends import expert_mask
 
 
 @contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """While open, the model is in evaluation mode; afterwards every module is in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """
-    While open, the model is in evaluation mode, and each use of a mixture in a forward calls
-    `visit(group, mlp, position, x, output)` with x and output (T, d), the real tokens alone.
+    While open, the model is in evaluation mode and runs uncompiled (compiled code may ignore new hooks), and each use
+    of a mixture in a forward calls `visit(group, mlp, depth, x, output)` with x and output (T, d), the real tokens
+    alone.
 
     Yields:
-        What takes the real tokens of the last forward from any (rows, sequence, ...) -> (T, ...).
+        A function that takes the real tokens of the last forward: (rows, sequence, ...) -> (T, ...).
     """
     real: torch.Tensor | None = None
 
@@ -45,56 +59,39 @@ def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[
         return x.flatten(0, 1) if real is None else x[real.to(x.device)]
 
     def call(group: int) -> Callable:
-        def hook(mlp, args, output):
-            if mlp.is_modulated[args[1]]:
-                visit(group, mlp, args[1], tokens(args[0]), tokens(output[0]))
+        def hook(mlp, args, kwargs, output):
+            signature = inspect.signature(mlp.forward)
+            x, depth = (
+                signature.bind(*args, **kwargs).arguments.get(name, 0) for name in list(signature.parameters)[:2]
+            )
+            if mlp.is_modulated[depth]:
+                visit(group, mlp, depth, tokens(x), tokens(output[0]))
 
         return hook
 
-    encoder, was_training = model.base_model, model.training
+    encoder = model.base_model
     handles = [encoder.register_forward_pre_hook(remember_padding, with_kwargs=True)]
-    handles += [encoder.groups[k].mlp.register_forward_hook(call(k)) for k in model.config.modulated_groups]
-    model.eval()
+    handles += [
+        encoder.groups[k].mlp.register_forward_hook(call(k), with_kwargs=True) for k in model.config.modulated_groups
+    ]
     try:
-        yield tokens
+        with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
+            yield tokens
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
 
 
-def with_progress(batches: Sequence[dict], title: str) -> Iterable[dict]:
-    """The batches, with a bar on a terminal."""
-    return tqdm(batches, desc=title, unit=" batches", leave=False, disable=None)
+def with_progress(items: Sequence, title: str, unit: str = " batches") -> Iterable:
+    """The items, with a bar on a terminal."""
+    return tqdm(items, desc=title, unit=unit, leave=False, disable=None)
 
 
-def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tensor:
+def dense_routing_weights(mlp: MoLFeedForward, depth: int, x: torch.Tensor) -> torch.Tensor:
     """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
-    weights = mlp.mixing_weights()
-    if weights is not None:
-        return weights.expand(len(x), -1)
-    _, q, experts = route(mlp.mol_router(x, position), mlp.num_experts_per_tok)
-    return (expert_mask(experts, mlp.num_experts).to(q.dtype) * q.unsqueeze(-1)).sum(dim=-2)
-
-
-@torch.no_grad()
-def measure_usage(model: PreTrainedModel, batches: Sequence[dict]) -> dict[int, torch.Tensor]:
-    """
-    Mean mixing weight per expert (E,) float32 and group, over all uses of the group; all real tokens count alike.
-
-    Raises:
-        ValueError: the batches hold no tokens.
-    """
-    sums = dict.fromkeys(model.config.modulated_groups, 0.0)
-    counts = dict.fromkeys(sums, 0)
-
-    def visit(group, mlp, position, x, output):
-        sums[group] = sums[group] + gates_of(mlp, position, x).double().sum(dim=0).cpu()
-        counts[group] += len(x)
-
-    with mixture_calls(model, visit):
-        for batch in with_progress(batches, "Measuring the routing"):
-            model(**batch)
-    if not all(counts.values()):
-        raise ValueError("calibration is not allowed to be without tokens: there is nothing to measure on.")
-    return {k: (sums[k] / counts[k]).float() for k in sums}
+    expert_weights = mlp.mixing_weights()
+    if expert_weights is not None:
+        return expert_weights.expand(len(x), -1)
+    _, top_k_weights, top_k_index = route(mlp.mol_router(x, depth), mlp.num_experts_per_tok)
+    chosen = expert_mask(top_k_index, mlp.num_experts).to(top_k_weights.dtype)
+    return (chosen * top_k_weights.unsqueeze(-1)).sum(dim=-2)

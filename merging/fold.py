@@ -11,49 +11,149 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A model without its experts: left out, folded into the shared FFN, or replaced by one."""
+"""Models without their experts: left out, replaced by one, or folded into the shared FFN; and the stock LoRA."""
 
 import copy
+from pathlib import Path
 
 import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from modernalbert.mol_backends import Experts
 
 
+# Low-rank factors by the path of the module that they change: A (r, inputs), B (outputs, r), with the scale in B.
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SHOWN_NAMES = 3
+
+
+def check_plain_weights(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: a weight is quantised, sharded or not in memory; the error names it.
+    """
+    for name, parameter in model.named_parameters():
+        data = parameter.data
+        if type(data) is not torch.Tensor or data.is_meta or data.dtype not in FLOATING_POINT:
+            kind = "not in memory" if data.is_meta else f"{type(data).__name__} of {data.dtype}"
+            raise ValueError(
+                f"{name} is {kind}: a model can only be merged whole and in floating point, so load it without "
+                "quantisation, sharding or offloading first."
+            )
+
+
+def check_unwrapped(model: PreTrainedModel) -> None:
+    """
+    Check that a model holds exactly the tensors that its class and configuration say: nothing of what was put on it
+    (an adapter, quantised or compiled layers) would reach a model that is made anew.
+
+    Raises:
+        ValueError: a tensor is missing, surplus or of another shape; the error names it.
+    """
+    with torch.device("meta"):
+        expected = type(model)(model.config).state_dict()
+    found = model.state_dict()
+    shapes = {name: getattr(value, "shape", None) for name, value in found.items()}
+    differing = [name for name, shape in shapes.items() if name not in expected or expected[name].shape != shape]
+    differing += [name for name in expected if name not in found]
+    if differing:
+        rest = len(differing) - SHOWN_NAMES
+        raise ValueError(
+            f"{type(model).__name__} differs from what its configuration describes, and the merged model would lose "
+            f"{', '.join(differing[:SHOWN_NAMES])}{f' and {rest} more' if rest > 0 else ''}: merge or remove the "
+            "adapter first, and load a quantised model in floating point."
+        )
+
+
 def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
-    """A model of the same class with changed configuration, with all weights the two have in common, frozen in eval."""
+    """
+    A model of the same class with changed configuration, in evaluation mode. All tensors but the experts' are copied,
+    each in its dtype.
+    """
     config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()) | changes)
     config._attn_implementation = model.config._attn_implementation
     new = type(model)(config).to(device=model.device, dtype=model.dtype)
-    state = model.state_dict()
-    new.load_state_dict({name: value for name, value in state.items() if ".mlp.mol_" not in name}, strict=False)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for name, parameter in new.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+
+    def is_of_experts(name: str) -> bool:
+        return ".mlp.mol_" in name
+
+    state = {name: value for name, value in model.state_dict().items() if not is_of_experts(name)}
+    missing, surplus = new.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not is_of_experts(name)] + surplus
+    if lost:
+        raise ValueError(f"{', '.join(lost[:SHOWN_NAMES])} cannot be copied to a model with {changes}.")
     return new.eval()
-
-
-def without_experts(model: PreTrainedModel) -> PreTrainedModel:
-    """The shared model alone."""
-    return copy_with(model, ffn_modulation="none")
-
-
-@torch.no_grad()
-def fold(base: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
-    """`base` with each group's one LoRA added to the weights: no experts, no router, the plain model's graph."""
-    model = copy.deepcopy(base)
-    for k, expert in experts.items():
-        mlp = model.base_model.groups[k].mlp
-        for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
-            layer.weight.copy_(layer.weight.double() + B[0] @ A[0])
-    return model
 
 
 @torch.no_grad()
 def with_one_expert(model: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
-    """The model with the merged expert as its only one, without a router."""
-    rank = next(iter(experts.values())).A_in.shape[1]
+    """The model with one expert in place of E, by group, and without a router."""
+    (rank,) = {expert.A_in.shape[1] for expert in experts.values()}
     new = copy_with(model, num_experts=1, lora_rank=rank, lora_alpha=rank)
     for k, expert in experts.items():
-        mlp = new.base_model.groups[k].mlp
-        for parameter, value in zip((mlp.mol_A_in, mlp.mol_B_in, mlp.mol_A_out, mlp.mol_B_out), expert[:4]):
+        for parameter, value in zip(new.base_model.groups[k].mlp.experts[:4], expert[:4]):
             parameter.copy_(value)
     return new
+
+
+@torch.no_grad()
+def fold(base: nn.Module, factors: Factors) -> nn.Module:
+    """A copy of `base` with the low-rank products added to the weights: the plain model's graph."""
+    model = copy.deepcopy(base)
+    for path, (A, B) in factors.items():
+        module = model.get_submodule(path)
+        delta = (B.double() @ A.double()).to(module.weight.device)
+        module.weight.copy_(module.weight.double() + (delta.T if isinstance(module, Conv1D) else delta))
+    return model
+
+
+def write_stock_lora(
+    folder: Path,
+    base: nn.Module,
+    factors: Factors,
+    base_model_name: str | None,
+    task_type: str | None = None,
+    heads: dict[str, nn.Module] | None = None,
+) -> None:
+    """
+    Write factors as a `LoraConfig` checkpoint, which peft loads with none of this code.
+
+    Args:
+        folder: Is made if it is not there.
+        base: The model that the adapter is for.
+        base_model_name: What the adapter calls it.
+        task_type: peft's; its Auto classes find the base's class by it.
+        heads: Modules by path that the adapter brings along whole (peft's `modules_to_save`).
+    """
+    (rank,) = {A.shape[0] for A, _ in factors.values()}
+    state = {}
+    for path, (A, B) in factors.items():
+        # As peft keeps a LoRA, whatever the base's half precision.
+        dtype = torch.float64 if base.get_submodule(path).weight.dtype == torch.float64 else torch.float32
+        state |= {f"{path}.lora_A.weight": A.to(dtype), f"{path}.lora_B.weight": B.to(dtype)}
+    for path, head in (heads or {}).items():
+        state |= {f"{path}.{name}": value for name, value in head.state_dict().items()}
+    config = LoraConfig(
+        # alpha = rank: the scale is in the factors already. Full paths: a bare "Wo" would hit attention too.
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(factors),
+        modules_to_save=list(heads) if heads else None,
+        fan_in_fan_out=any(isinstance(base.get_submodule(path), Conv1D) for path in factors),
+        task_type=task_type,
+        base_model_name_or_path=base_model_name,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
+    # A copy of each: safetensors refuses tensors that share memory, as gate and up do their A.
+    save_file({name: value.clone() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    config.save_pretrained(folder)

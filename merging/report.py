@@ -11,9 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What merging the experts of a model did: the report, and the folders it writes."""
+"""What merging did: the report, for a model's experts and an adapter's alike, and the folders it writes."""
 
-import copy
 import json
 import statistics
 import time
@@ -21,105 +20,140 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.export.hub_folder import export_to_hub_folder
-from modernalbert.mol_backends import Experts
+from modernalbert.export.sentence_transformers import copy_modules
+from modernalbert.merging.ffn_recorder import evaluation_mode
+from modernalbert.merging.fold import Factors, write_stock_lora
+from modernalbert.merging.recovery import RecoveryReport
 
 
 SAVES = ("adapter", "folded", "both")
-# peft's types of task, by the ends of our classes' names; masked words have none.
-TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "Model": "FEATURE_EXTRACTION",
+# peft's types of task, and how the names of their classes end.
+CLASS_ENDINGS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_2_SEQ_LM": "ForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "Model",
 }
 # What a merge writes, and may therefore replace.
-WRITTEN = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
+OUTPUT_FILES = ("adapter", "base", "folded", "merge_report.json", "merge_report.md")
 
 
 @dataclass
-class GroupReport:
-    """What merging did to one group. Errors are relative norms over the tokens of all its layers."""
+class LayerReport:
+    """
+    What merging did to the experts of one layer (one FFN, over all its uses).
 
-    group: int
+    Attributes:
+        weights: (E,) of the experts.
+        energy_kept_in, energy_kept_out: Share of the merged delta's squared norm that the rank keeps, by projection;
+            for `calibrated`, of what the delta makes of its inputs.
+        relative_error: |merged - routed| / |routed|, of the FFN's output over all tokens; None where not measured.
+        relative_error_of_experts: |merged - routed| / |routed - shared FFN alone|.
+    """
+
     weights: list[float]
-    rank: int
     energy_kept_in: float
     energy_kept_out: float
-    relative_error: float | None = None  # |merged - routed| / |routed|, of the FFN's output
-    relative_error_of_experts: float | None = None  # |merged - routed| / |routed - shared FFN alone|
+    relative_error: float | None = None
+    relative_error_of_experts: float | None = None
 
 
 @dataclass
 class MergeReport:
     """
-    The result of `merge_experts`.
+    The result of merging experts.
 
     Attributes:
-        model: The merged model: folded where that is possible, else with one expert and no router.
+        method, weights, rank: Of the merge.
+        layers: By the name of the layer that had experts.
+        model: The merged model, in evaluation mode: folded where that is possible, else with one expert and no router.
+            None for an adapter that was merged in place.
         base: The model without experts, base of the stock LoRA adapter; None where there is no such adapter.
-        folded: Whether `model` has no experts left.
-        note: Said where something could not be done.
-        measured_on: What the errors were measured on.
-        loss_before, loss_after: Mean loss over the calibration batches that have labels, in evaluation mode.
+        factors: The merged experts, A (r, inputs) and B (outputs, r) by the path of the module that they change.
+        heads: Modules by path that the adapter brings along.
+        task_type: peft's, of the adapter.
+        notes: Sentences about what could not be done, or was done unlike usual.
+        measured_on: What the errors were measured on; None = nothing.
+        relative_error_of_output: |merged - routed| / |routed|: of a ModernALBERT's token states after the last layer;
+            of another model's logits, or else its first output.
+        loss_before, loss_after: Mean loss over those batches that have labels, in evaluation mode.
+        recovery: What training after the merge did.
+        metrics: Of the task, for "routed" and "merged".
         latency_ms: Median forward times, from `measure_latency`.
     """
 
-    model: PreTrainedModel
-    base: PreTrainedModel | None
-    experts: dict[int, Experts]
     method: str
     weights: str
     rank: int
-    groups: list[GroupReport]
-    parameters_before: int
-    parameters_after: int
-    folded: bool = True
-    note: str | None = None
+    layers: dict[str, LayerReport]
+    model: PreTrainedModel | None = None
+    base: PreTrainedModel | None = None
+    factors: Factors = field(default_factory=dict)
+    heads: dict[str, nn.Module] = field(default_factory=dict)
+    task_type: str | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    notes: list[str] = field(default_factory=list)
     measured_on: str | None = None
     relative_error_of_output: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
-    latency_ms: dict[str, float] | None = None
+    recovery: RecoveryReport | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    latency_ms: dict[str, float] | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether `model` has no experts left."""
+        return self.base is not None
 
     def to_dict(self) -> dict:
         """The figures, ready for JSON."""
-        skipped = ("model", "base", "experts")
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
-        return values | {"groups": [asdict(group) for group in self.groups]}
+        tensors = ("model", "base", "factors", "heads")
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in tensors}
+        values["layers"] = {name: asdict(layer) for name, layer in self.layers.items()}
+        values["recovery"] = None if self.recovery is None else asdict(self.recovery)
+        return values | {"folded": self.folded}
 
     def to_markdown(self) -> str:
         """A section for a model card."""
-        lines = [
-            "## Merged experts",
-            "",
-            f"Weights `{self.weights}`, method `{self.method}`, rank {self.rank}. Parameters: "
-            f"{self.parameters_before:,} before, {self.parameters_after:,} after.",
-            "",
-        ]
-        if self.note:
-            lines += [self.note, ""]
-        lines += [
-            "| group | weights | energy kept (in, out) | error of FFN output | error of the experts' part |",
-            "|---|---|---|---|---|",
-        ]
-        for g in self.groups:
+        lines = ["## Merged experts", "", f"Weights `{self.weights}`, method `{self.method}`, rank {self.rank}."]
+        if self.parameters_before is not None:
+            lines[-1] += f" Parameters: {self.parameters_before:,} before, {self.parameters_after:,} after."
+        for note in self.notes:
+            lines += ["", note]
+        titles = ["layer", "weights", "energy kept (in, out)"]
+        has_errors = any(layer.relative_error is not None for layer in self.layers.values())
+        titles += ["error of FFN output", "error of the experts' part"] if has_errors else []
+        lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        for name, layer in self.layers.items():
+            cells = [name, " ".join(f"{w:.3f}" for w in layer.weights)]
+            cells.append(f"{layer.energy_kept_in:.4f}, {layer.energy_kept_out:.4f}")
+            if has_errors:
+                cells += [_percent(layer.relative_error), _percent(layer.relative_error_of_experts)]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+        if self.measured_on is None:
+            lines.append("Errors against token routing are not measured: no calibration batches were given.")
+        else:
             lines.append(
-                f"| {g.group} | {' '.join(f'{w:.3f}' for w in g.weights)} | {g.energy_kept_in:.4f}, "
-                f"{g.energy_kept_out:.4f} | {_percent(g.relative_error)} | {_percent(g.relative_error_of_experts)} |"
+                f"Relative errors against token routing, measured on {self.measured_on}. Output of the last layer: "
+                f"{_percent(self.relative_error_of_output)}."
             )
-        lines += [
-            "",
-            f"Relative errors against token routing, measured on {self.measured_on}. Token states after the last "
-            f"layer: {_percent(self.relative_error_of_output)}.",
-        ]
         if self.loss_before is not None:
             lines.append(f"Mean loss there: {self.loss_before:.4f} routed, {self.loss_after:.4f} merged.")
+        if self.recovery is not None:
+            lines.append(
+                f"Then {self.recovery.steps} steps of distillation (AdamW, {self.recovery.learning_rate:g}) moved the "
+                f"{self.recovery.loss} there from {self.recovery.loss_before:.4g} to {self.recovery.loss_after:.4g}."
+            )
         for name, values in self.metrics.items():
             lines.append(f"{name}: " + ", ".join(f"{value:.4f} {key}" for key, value in values.items()) + ".")
         if self.latency_ms:
@@ -127,85 +161,135 @@ class MergeReport:
             lines.append(f"Median forward: {times}.")
         return "\n".join(lines) + "\n"
 
-    def measure_latency(self, routed: PreTrainedModel, batch: dict, repeats: int = 15) -> None:
+    def measure_latency(self, routed: nn.Module, batch: dict, repeats: int = 15) -> None:
         """Time forwards of both models in turn on one batch, and keep the medians in `latency_ms`."""
         times = {"routed": [], "merged": []}
-        was_training = routed.training
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluation_mode(routed):
             for i in range(repeats + 2):
-                for name, model in (("routed", routed.eval()), ("merged", self.model)):
-                    _synchronise(model)
+                for name, model in (("routed", routed), ("merged", self.model)):
+                    _synchronize(model)
                     start = time.perf_counter()
                     model(**batch)
-                    _synchronise(model)
+                    _synchronize(model)
                     if i >= 2:  # warm-up
                         times[name].append(1000 * (time.perf_counter() - start))
-        routed.train(was_training)
         self.latency_ms = {name: statistics.median(values) for name, values in times.items()}
 
-    def save(self, folder: str | Path, save: str = "both", tokenizer=None, hub_model_id: str | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        save: str = "both",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        hub_model_id: str | None = None,
+        base_model_name: str | None = None,
+        modules_from: str | Path | None = None,
+    ) -> Path:
         """
         Write the result; the folder appears when it is complete.
 
         Args:
             folder: Gets `merge_report.json` and `merge_report.md`, and by `save`:
-                "adapter": `adapter/`, a stock peft LoRA, and `base/`, the model it sits on, a complete Hub folder;
-                "folded": `folded/`, the merged model, a complete Hub folder; "both".
+                "adapter": `adapter/`, a stock peft LoRA, and `base/`, the model it sits on;
+                "folded": `folded/`, the merged model; "both". Of a ModernALBERT these are complete Hub folders.
             tokenizer: Written beside each model.
-            hub_model_id: The repository that cards and adapter will name as theirs, if they are to be uploaded.
+            hub_model_id: The repository that the cards name, if the result is to be uploaded.
+            base_model_name: What the adapter calls its base (`base_model_name_or_path`); None = `hub_model_id` +
+                "-base", or else the absolute path of `base/`, which no longer holds where the folder is moved.
+            modules_from: Folder or Hub name of the model that was merged: if it is a sentence-transformers folder, its
+                modules (pooling, normalization, prompts) are copied to `base/` and `folded/`.
 
         Raises:
-            ValueError: `save` is not allowed, or there is no adapter (`mol_positions="last"`).
+            ValueError: `save` is not allowed, or there is no adapter or no model to write.
         """
         if save not in SAVES:
             raise ValueError(f"save={save!r} is not allowed: it must be one of {', '.join(map(repr, SAVES))}.")
+        if self.model is None:
+            raise ValueError("An adapter that was merged in place has no models to write: call its save_as_lora.")
         if save == "adapter" and self.base is None:
-            raise ValueError(f"save='adapter' is not allowed: {self.note}")
+            raise ValueError(f"save='adapter' is not allowed: {' '.join(self.notes)}")
         folder = Path(folder)
-        with atomic_folder(folder, replaceable=WRITTEN) as temporary:
+        base_id = f"{hub_model_id}-base" if hub_model_id else None
+        base_name = base_model_name or base_id or str(folder.resolve() / "base")
+        with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:
             if save != "folded" and self.base is not None:
-                export_to_hub_folder(self.base, tokenizer, temporary / "base", hub_model_id=hub_model_id)
-                self.save_adapter(temporary / "adapter", base_name=hub_model_id or str(folder.resolve() / "base"))
+                _write_model(self.base, temporary / "base", tokenizer, base_model_name or base_id, modules_from)
+                self._write_adapter(temporary / "adapter", base_name)
             if save != "adapter":
-                folded = export_to_hub_folder(self.model, tokenizer, temporary / "folded", hub_model_id=hub_model_id)
-                with (folded / "README.md").open("a", encoding="utf-8") as card:
+                _write_model(self.model, temporary / "folded", tokenizer, hub_model_id, modules_from)
+                with (temporary / "folded" / "README.md").open("a", encoding="utf-8") as card:
                     card.write("\n" + self.to_markdown())
-            (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-            (temporary / "merge_report.md").write_text(self.to_markdown())
+            (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
+            (temporary / "merge_report.md").write_text(self.to_markdown(), "utf-8")
         return folder
 
-    def save_adapter(self, folder: Path, base_name: str) -> None:
-        """Write the merged experts as a `LoraConfig` checkpoint that plain peft loads on `base`."""
-        prefix = "" if self.base.base_model is self.base else f"{self.base.base_model_prefix}."
-        targets = [f"{prefix}groups.{k}.mlp.{name}" for k in self.experts for name in ("Wi", "Wo")]
-        # alpha = rank: the scale is already in the factors. Full paths: a bare "Wo" would hit attention too. By the
-        # task's type peft's Auto classes find the base's; with it, peft keeps the head in the adapter as well.
-        task = next((task for name, task in TASK_TYPES.items() if type(self.base).__name__.endswith(name)), None)
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets, task_type=task)
-        model = get_peft_model(copy.deepcopy(self.base), config)
-        with torch.no_grad():
-            for k, expert in self.experts.items():
-                mlp = model.base_model.model.get_submodule(f"{prefix}groups.{k}.mlp")
-                for layer, A, B in ((mlp.Wi, expert.A_in, expert.B_in), (mlp.Wo, expert.A_out, expert.B_out)):
-                    layer.lora_A["default"].weight.copy_(A[0])
-                    layer.lora_B["default"].weight.copy_(B[0])
-        model.save_pretrained(folder, save_embedding_layers=False)
-        # peft names the class and module of the base; loaded as remote code it lives in no importable module.
-        written = json.loads((folder / "adapter_config.json").read_text())
-        written |= {"auto_mapping": None, "base_model_name_or_path": base_name}
-        (folder / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n")
-        (folder / "README.md").write_text(
-            f"---\nlibrary_name: peft\nbase_model: {base_name}\ntags: [lora, modernalbert]\n---\n"
-            "# Merged experts of a ModernALBERT, as a stock LoRA adapter\n\n"
-            "Load the base (beside this folder, in `base`) with `trust_remote_code=True`, then "
-            "`PeftModel.from_pretrained(base, this_folder)`.\n\n" + self.to_markdown()
+    def _write_adapter(self, folder: Path, base_name: str) -> None:
+        write_stock_lora(folder, self.base, self.factors, base_name, self.task_type, self.heads)
+        auto_class = (
+            getattr(self.base, "_auto_class", None) or auto_class_of(self.task_type) or type(self.base).__name__
         )
+        trust = ", trust_remote_code=True" if is_modernalbert(self.base) else ""
+        (folder / "README.md").write_text(
+            f"""---
+library_name: peft
+base_model: {base_name}
+tags: [lora]
+---
+# Merged experts as a stock LoRA adapter
+
+Where `adapter/` and `base/` lie side by side, wherever that is:
+
+```python
+from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained("base"{trust})
+model = PeftModel.from_pretrained(base, "adapter")
+```
+
+{self.to_markdown()}""",
+            "utf-8",
+        )
+
+
+def task_type_of(model: PreTrainedModel) -> str | None:
+    """peft's task type for a model, by its class; None for masked words and multiple choice, for which it has none."""
+    endings = CLASS_ENDINGS.items()
+    return next((task for task, ending in endings if type(model).__name__.endswith(ending)), None)
+
+
+def auto_class_of(task_type: str | None) -> str | None:
+    """transformers' Auto class for a task type of peft."""
+    return (
+        f"Auto{'' if task_type == 'FEATURE_EXTRACTION' else 'Model'}{CLASS_ENDINGS[task_type]}" if task_type else None
+    )
+
+
+def is_modernalbert(model: PreTrainedModel) -> bool:
+    """Whether a model is a ModernALBERT, with this package's code or that of a Hub folder."""
+    return getattr(model.config, "model_type", None) == "modernalbert"
+
+
+def _write_model(
+    model: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str | None,
+    modules_from: str | Path | None,
+) -> None:
+    if is_modernalbert(model):
+        export_to_hub_folder(model, tokenizer, folder, hub_model_id=name)
+    else:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    if modules_from is not None:
+        copy_modules(modules_from, folder)
 
 
 def _percent(value: float | None) -> str:
     return "not measured" if value is None else f"{100 * value:.2f} %"
 
 
-def _synchronise(model: PreTrainedModel) -> None:
+def _synchronize(model: nn.Module) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -1,6 +1,7 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Small models of many families, with random weights and inputs for them, for the tests of the tuner."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,6 @@ from peft import PeftModel, get_peft_model
 from small_models import randomise, tiny_model, tiny_modernbert
 
 from modernalbert import ModernALBERTForMaskedLM, MoLConfig
-from modernalbert.tuner.merge import random_inputs
 from modernalbert.tuner.observer import mol_layers
 
 
@@ -68,6 +68,38 @@ def family(name: str) -> torch.nn.Module:
     return FAMILIES[name][0]().eval()
 
 
+def random_inputs(model: torch.nn.Module, batch_size: int = 4, length: int = 32) -> dict[str, torch.Tensor]:
+    """
+    Inputs of the right form with nothing in them, always the same.
+
+    Raises:
+        ValueError: the model takes something else than token ids, pixels or audio features.
+    """
+    generator = torch.Generator().manual_seed(0)
+    config, device = getattr(model, "config", None), next(model.parameters()).device
+    text = getattr(config, "text_config", None) or config
+    vision = getattr(config, "vision_config", None) or config
+    names = inspect.signature(model.forward).parameters
+    length = min(length, getattr(text, "max_position_embeddings", length))
+    inputs = {}
+    if "input_features" in names and hasattr(config, "num_mel_bins"):
+        shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
+        inputs["input_features"] = torch.randn(shape, generator=generator)
+    elif "input_ids" in names and hasattr(text, "vocab_size"):
+        inputs["input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
+    if "pixel_values" in names and hasattr(vision, "image_size"):
+        size = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
+        shape = (batch_size, getattr(vision, "num_channels", 3), *size)
+        inputs["pixel_values"] = torch.randn(shape, generator=generator)
+    if "input_values" in names:  # a waveform
+        inputs["input_values"] = torch.randn((batch_size, 4000), generator=generator)
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
+    if not inputs:
+        raise ValueError(f"{type(model).__name__} takes inputs of its own kind: give calibration batches.")
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
 def inputs_for(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     inputs = random_inputs(model, batch_size=3, length=9)
     if isinstance(model, t.CLIPModel):
@@ -88,7 +120,8 @@ def speak_up(model: torch.nn.Module, adapter_name: str = "default", seed: int = 
     for _, layer in mol_layers(model):
         for container, std in ((layer.mol_B_in, 0.3), (layer.mol_B_out, 0.3)):
             if adapter_name in container:
-                container[adapter_name].copy_(torch.randn(container[adapter_name].shape, generator=generator) * std)
+                weight = container[adapter_name].weight
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
         if adapter_name in layer.mol_router:
             weight = layer.mol_router[adapter_name].weight
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5)

@@ -194,8 +194,10 @@ class PretrainingTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         student = ModernALBERTForMaskedLM.from_pretrained(folder, dtype=model.student.dtype)
         model.student.load_state_dict(student.state_dict())
+        state = {name: value for name, value in model.state_dict().items() if name.startswith(STUDENT)}
         if (folder / PROJECTIONS_FILE).is_file():
-            model.load_state_dict(load_file(folder / PROJECTIONS_FILE), strict=False)
+            state |= load_file(folder / PROJECTIONS_FILE)
+        model.load_state_dict(state)
 
 
 def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: float, masked: float) -> float:

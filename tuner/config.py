@@ -85,7 +85,8 @@ class MoLConfig(PeftConfig):
         router_ema_decay: Decay of the moving average of the routing.
         modules_to_save: Modules besides the adapter to train and save, as a classifier.
         init_weights: True = the adapted model starts as the base model. False is for tests.
-        mol_version: Version of the adapter's format.
+        mol_version: Version of the adapter's format. None = no adapter has been made with this configuration; one
+            that is made writes the version here.
 
     Raises:
         ValueError: a value is not allowed; the error names the field, the value, and what is allowed.
@@ -118,7 +119,7 @@ class MoLConfig(PeftConfig):
     router_ema_decay: float = field(default=0.99, metadata={"help": "Decay of the moving average of the routing."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Further modules to train and save."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the base model."})
-    mol_version: int = field(default=MOL_VERSION, metadata={"help": "Version of the adapter's format."})
+    mol_version: int | None = field(default=None, metadata={"help": "Version of the adapter's format."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -163,8 +164,8 @@ class MoLConfig(PeftConfig):
             and all(isinstance(name, str) for name in names.values())
         )
         require("ffn_projections", is_named, "a dictionary with 'up' and 'down', and 'gate' where there is one")
-        newest = whole("mol_version") and self.mol_version <= MOL_VERSION
-        require("mol_version", newest, f"at most {MOL_VERSION}: a newer modernalbert wrote this adapter")
+        is_known = self.mol_version is None or (whole("mol_version") and self.mol_version <= MOL_VERSION)
+        require("mol_version", is_known, f"at most {MOL_VERSION}: a newer modernalbert wrote this adapter")
 
     @property
     def scaling(self) -> float:

@@ -24,10 +24,11 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from modernalbert.mol_backends import Experts
+from modernalbert.tuner.config import MoLConfig
+from modernalbert.tuner.layer import FACTORS
 from modernalbert.tuner.observer import mol_layers
 
 
-FACTORS = Experts._fields[:4]
 # The logit of a new expert: so far below the usual that practically no token is sent there.
 NEW_EXPERT_BIAS = -10.0
 
@@ -62,19 +63,27 @@ def copy_modules_to_save(model: nn.Module, source: str, target: str) -> None:
 
 
 @torch.no_grad()
-def set_experts(tuner: nn.Module, adapter_name: str, config, experts: dict[str, Experts]) -> None:
-    """Give an adapter a configuration and these experts, by layer; it is made if there is none of that name."""
+def set_experts(
+    tuner: nn.Module, adapter_name: str, config: MoLConfig, experts: dict[str, Experts], source: str | None = None
+) -> None:
+    """
+    Give an adapter a configuration and experts; it is made if there is none of that name.
+
+    Args:
+        experts: By layer.
+        source: The adapter that they come from, whose dtype the new one gets; None = `adapter_name`.
+    """
     tuner.peft_config[adapter_name] = config
     for name, layer in mol_layers(tuner.model):
         if name not in experts:
             continue
         trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
-        dtypes = {p.dtype for key, p in layer.named_parameters() if key.startswith("mol_")}
+        before = layer.adapter_parameters(source or adapter_name)
+        dtype = before[0].dtype if before else torch.float32  # experts that are all frozen are float32
         layer.update_layer(adapter_name, config)
-        for key, parameter in layer.named_parameters():
-            if key.startswith("mol_") and key.split(".")[1] == adapter_name:
-                # It was made in the base's dtype; an adapter has its own.
-                parameter.data = parameter.data.to(next(iter(dtypes), torch.float32))
+        for parameter in layer.adapter_parameters(adapter_name):
+            # It was made in the base's dtype; an adapter has its own.
+            parameter.data = parameter.data.to(dtype)
         layer.load_experts(adapter_name, experts[name])
         is_new_trainable = adapter_name in layer.active_adapters and any(trainable.values())
         for parameter in layer.parameters():

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig
-from peft.utils import get_peft_model_state_dict, load_peft_weights
+from peft.utils import PeftType, get_peft_model_state_dict, load_peft_weights
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import nn
@@ -36,6 +36,7 @@ from transformers.pytorch_utils import Conv1D
 
 from modernalbert.mol_backends import Experts
 from modernalbert.tuner.experts import find_adapter, layers_of, set_experts
+from modernalbert.tuner.layer import is_adapter_key
 
 
 # --- as a stock LoRA ---
@@ -62,7 +63,7 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder.")
     state = get_peft_model_state_dict(tuner.model, adapter_name=adapter_name)
-    state = {f"base_model.model.{name}": value for name, value in state.items() if ".mol_" not in name}
+    state = {f"base_model.model.{name}": value for name, value in state.items() if not is_adapter_key(name)}
     targets, is_conv1d = [], False
     for name, layer in layers_of(tuner, adapter_name).items():
         experts = layer.experts(adapter_name)
@@ -121,7 +122,7 @@ def read_lora(folder: str | Path) -> StockLoRA:
         ValueError: it is none, or is of a kind that is no sum of low-rank deltas (DoRA, biases).
     """
     config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
+    if config.peft_type != PeftType.LORA:
         raise ValueError(f"{folder} is a {config.peft_type.value} adapter: an expert is made from a LoRA.")
     for option, plain in PLAIN_LORA.items():
         if getattr(config, option, plain) not in (plain, None):
@@ -152,13 +153,13 @@ def expert_from_lora(layer: nn.Module, name: str, lora: StockLoRA) -> tuple[torc
     """
     As, Bs = [], []
     for path, width in zip(layer.projection_names.inputs, layer.input_widths):
-        A, B = lora.factors.get(f"{name}.{path}", (torch.zeros(0, layer.hidden_size), torch.zeros(width, 0)))
+        A, B = lora.factors.get(f"{name}.{path}", (torch.zeros(0, layer.in_features), torch.zeros(width, 0)))
         As.append(A)
         Bs.append(B)
-    nothing = (torch.zeros(0, layer.width), torch.zeros(layer.output_size, 0))
+    nothing = (torch.zeros(0, layer.width), torch.zeros(layer.out_features, 0))
     A_out, B_out = lora.factors.get(f"{name}.{layer.projection_names.output}", nothing)
     parts = torch.cat(As), torch.block_diag(*Bs), A_out, B_out
-    expected = (layer.hidden_size, sum(layer.input_widths), layer.width, layer.output_size)
+    expected = (layer.in_features, sum(layer.input_widths), layer.width, layer.out_features)
     found = (parts[0].shape[1], parts[1].shape[0], parts[2].shape[1], parts[3].shape[0])
     if found != expected:
         raise ValueError(f"{lora.folder} does not fit {name}: its widths are {found}, and the model's are {expected}.")

@@ -11,306 +11,250 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A MoL adapter's experts merged into one, and the adapter on any base loaded and written from folders."""
+"""A MoL adapter's experts merged into one, and the adapter on any base loaded from folders."""
 
+import contextlib
+import copy
 import importlib
-import inspect
-import json
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
-from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from modernalbert import modeling_modernalbert
 from modernalbert.cli.errors import UserError, error_message
-from modernalbert.cli.output_folders import atomic_folder
-from modernalbert.merging.methods import MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
+from modernalbert.merging.ffn_recorder import evaluation_mode
+from modernalbert.merging.fold import Factors, check_plain_weights, fold
+from modernalbert.merging.merge import ExpertSource, merge_layers
+from modernalbert.merging.methods import MergedExpert, MergeSettings
+from modernalbert.merging.recovery import RecoverySettings
+from modernalbert.merging.report import MergeReport, auto_class_of
 from modernalbert.modeling_mol import summarise_routing
-from modernalbert.tuner.config import MoLConfig
+from modernalbert.mol_backends import Experts
+from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import copy_modules_to_save, find_adapter, layers_of, set_experts
-from modernalbert.tuner.observer import RoutingObserver, mol_layers, token_mask
+from modernalbert.tuner.observer import mol_layers, recording, token_mask
 
 
-@dataclass
-class MoLMergeReport:
+logger = logging.getLogger(__name__)
+
+# Of the adapter that holds the merged experts until they take the place of the routed ones.
+TEMPORARY_NAME = "merged_experts"
+
+
+class AdapterExperts(ExpertSource):
     """
-    What merging an adapter did.
+    The experts of a MoL adapter; the merged ones are an adapter of one expert beside it.
 
-    Attributes:
-        adapter_name: Of the merged adapter.
-        layer_weights: The experts' weights, by layer.
-        energy_kept: Share of the merged deltas' squared norm that is kept, (first, last) projections, by layer.
-        measured_on: What the errors were measured on.
-        relative_error_of_output: |merged - routed| / |routed|, of the model's logits (or last states).
-        loss_before, loss_after: Mean loss of the calibration batches that have labels.
+    Args:
+        adapter_name: None = the active one.
+        merged_name: Name of the merged adapter; None = a temporary one.
+
+    Raises:
+        ValueError: there is no adapter of that name, there is one of the merged name, or it is merged into the base.
     """
 
-    adapter_name: str
-    method: str
-    weights: str
-    rank: int
-    layer_weights: dict[str, list[float]]
-    energy_kept: dict[str, list[float]]
-    measured_on: str
-    relative_error_of_output: float
-    loss_before: float | None = None
-    loss_after: float | None = None
+    def __init__(self, tuner: nn.Module, adapter_name: str | None, merged_name: str | None = None):
+        self.tuner, self.model = tuner, tuner.model
+        self.adapter_name = find_adapter(tuner, adapter_name)
+        self.merged_name = merged_name or TEMPORARY_NAME
+        if self.merged_name in tuner.peft_config:
+            raise ValueError(f"new_adapter_name={merged_name!r} is not allowed: there is an adapter of that name.")
+        self.layers = layers_of(tuner, self.adapter_name)
+        self.config = tuner.peft_config[self.adapter_name]
+        if any(self.adapter_name in layer.merged_adapters for layer in self.layers.values()):
+            raise ValueError(
+                f"adapter_name={self.adapter_name!r} is not allowed: it is merged into the base; unmerge it first."
+            )
+        self.experts = {name: layer.experts(self.adapter_name) for name, layer in self.layers.items()}
+
+    def moving_average(self) -> dict[str, torch.Tensor]:
+        return {name: layer.expert_weights(self.adapter_name, "ema") for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def measure_usage(self, batches: Sequence[dict]) -> dict[str, torch.Tensor]:
+        if self.config.expert_mixing != "token":
+            mixing = self.config.expert_mixing
+            return {name: layer.expert_weights(self.adapter_name, mixing) for name, layer in self.layers.items()}
+        totals: dict[str, torch.Tensor] = {}
+        with single_active_adapter(self.model, self.adapter_name):
+            for batch in batches:
+                with recording(self.model) as router_logits:
+                    self.model(**batch)
+                for name, uses in router_logits.items():
+                    for logits in uses:
+                        mask = token_mask(self.model, name, logits, batch)
+                        summary = summarise_routing((logits,), self.config.num_experts_per_tok, mask)
+                        totals[name] = totals.get(name, 0) + summary.usage[0] * summary.num_tokens
+        unused = [name for name in self.layers if name not in totals or not totals[name].sum()]
+        if unused:
+            raise ValueError(
+                f"The calibration batches do not reach {unused[0]}: weights='calibration' cannot be measured."
+            )
+        return {name: total / total.sum() for name, total in totals.items()}
+
+    def fit(
+        self, weights: dict[str, torch.Tensor], batches: Sequence[dict], rank: int | None
+    ) -> dict[str, MergedExpert]:
+        raise ValueError("method='calibrated' is not allowed for an adapter: it fits a ModernALBERT's own experts.")
+
+    def make_trainable(self, experts: dict[str, Experts]) -> dict[str, Experts]:
+        self._set(self.merged_name, experts)
+        mine = {name: layer.experts(self.merged_name) for name, layer in self.layers.items()}
+        for expert in mine.values():
+            for factor in expert[:4]:
+                factor.requires_grad_(True)
+        return mine
+
+    def finish(self, report: MergeReport, experts: dict[str, Experts]) -> None:
+        self._set(self.merged_name, experts)
+
+    def replace_routed(self) -> None:
+        """Put the merged adapter in the place of the routed one."""
+        self._set(self.adapter_name, {name: layer.experts(self.merged_name) for name, layer in self.layers.items()})
+        self.remove_merged()
+
+    def remove_merged(self) -> None:
+        if self.merged_name in self.tuner.peft_config:
+            self.tuner.delete_adapter(self.merged_name)
+
+    def _set(self, adapter_name: str, experts: dict[str, Experts]) -> None:
+        (rank,) = {expert.A_in.shape[1] for expert in experts.values()}
+        one = {"num_experts": 1, "num_experts_per_tok": 1, "num_frozen_experts": 0, "router_bias": False}
+        config = replace(self.config, **one, r=rank, lora_alpha=rank)
+        copied = {name: Experts(*(x.detach().clone() for x in e[:4]), e.scaling) for name, e in experts.items()}
+        set_experts(self.tuner, adapter_name, config, copied, source=self.adapter_name)
+        copy_modules_to_save(self.model, self.adapter_name, adapter_name)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        yield  # `run` sees to it
+
+    def run(self, batch: dict, merged: bool) -> Any:
+        with single_active_adapter(self.model, self.merged_name if merged else self.adapter_name):
+            return self.model(**batch)
+
+    def main_tensor(self, output: Any) -> torch.Tensor:
+        if isinstance(output, torch.Tensor):
+            return output
+        values = dict(output.items()) if hasattr(output, "items") else dict(enumerate(output))
+        tensors = (x for name, x in values.items() if name != "loss" and isinstance(x, torch.Tensor))
+        return values["logits"] if "logits" in values else next(tensors)
+
+    def token_mask(self, x: torch.Tensor, batch: dict) -> torch.Tensor | None:
+        return token_mask(self.model, "decoder", x, batch)
+
+    def factors(self, experts: dict[str, Experts]) -> Factors:
+        factors = {}
+        for name, expert in experts.items():
+            layer = self.layers[name]
+            names, B_in = layer.projection_names, expert.B_in[0] * expert.scaling
+            for path, B in zip(names.inputs, B_in.split(layer.input_widths)):
+                factors[f"{name}.{path}"] = expert.A_in[0], B
+            factors[f"{name}.{names.output}"] = expert.A_out[0], expert.B_out[0] * expert.scaling
+        return factors
 
 
 def merge_experts(
     tuner: nn.Module,
-    weights: str | Sequence[float] = "ema",
+    weights: str | Sequence[float] | None = None,
     method: str = "linear",
     rank: int | None = None,
     adapter_name: str | None = None,
     new_adapter_name: str | None = None,
-    calibration: Sequence[dict] | None = None,
+    calibration: Iterable[dict] | None = None,
     density: float | None = None,
-) -> MoLMergeReport:
+) -> MergeReport:
     """
-    Replace an adapter's E experts by one LoRA on all projections of the FFN, by default Delta = sum_e w_e Delta_e.
-
-    That is exact for one expert, and where the adapter ran with `expert_mixing="ema"` or "uniform" and is merged with
-    the same weights; otherwise the routing depended on the token, and the report measures what is lost.
+    Replace an adapter's E experts by one LoRA on all projections of the FFN, in the model itself; `merge_experts` of
+    `modernalbert.merge_experts` leaves the model as it is, and says what the arguments mean.
 
     Args:
-        weights: "uniform" (1/E), "ema" (the moving average of the routing), "calibration" (mean routing weights on the
-            calibration batches), or E numbers.
-        method: "linear" (exact sum, rank E r), "svd" (best of `rank`, by default r), "ties" or "dare".
         adapter_name: Which adapter; None = the active one.
         new_adapter_name: Keep it, and add the merged one under this name; None = in its place.
-        calibration: Batches of model inputs to measure on; None = random inputs, and the report says so.
-        density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
+
+    Returns:
+        A report without models.
 
     Raises:
-        ValueError: there is no such adapter, or weights, method, rank or density are not allowed.
+        ValueError: there is no such adapter, or an argument is not allowed.
     """
-    adapter_name = find_adapter(tuner, adapter_name)
-    if new_adapter_name in tuner.peft_config:
-        raise ValueError(f"new_adapter_name={new_adapter_name!r} is not allowed: there is an adapter of that name.")
-    if method not in MERGE_METHODS:
-        raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, MERGE_METHODS))}.")
-    layers = layers_of(tuner, adapter_name)
-    if any(adapter_name in layer.merged_adapters for layer in layers.values()):
-        raise ValueError(f"adapter_name={adapter_name!r} is not allowed: it is merged into the base; unmerge it first.")
-    batches, measured_on = measuring_batches(tuner.model, calibration)
-    layer_weights = resolve_weights(tuner, weights, adapter_name, layers, calibration)
-    settings = MergeSettings(rank, density)
-    merged: dict[str, MergedExpert] = {}
-    with only(tuner.model, adapter_name):
-        before = measure(tuner.model, batches)
-        for name, layer in layers.items():
-            merged[name] = merge_factors(method, layer.experts(adapter_name), layer_weights[name], settings)
-    new_rank = next(iter(merged.values())).expert.A_in.shape[1]
-    target = new_adapter_name or adapter_name
-    config = replace(
-        tuner.peft_config[adapter_name],
-        num_experts=1,
-        num_experts_per_tok=1,
-        num_frozen_experts=0,
-        router_bias=False,
-        r=new_rank,
-        lora_alpha=new_rank,
-    )
-    set_experts(tuner, target, config, {name: result.expert for name, result in merged.items()})
-    copy_modules_to_save(tuner.model, adapter_name, target)
-    with only(tuner.model, target):
-        after = measure(tuner.model, batches)
-    return MoLMergeReport(
-        adapter_name=target,
-        method=method,
-        weights=weights if isinstance(weights, str) else "explicit",
-        rank=new_rank,
-        layer_weights={name: value.tolist() for name, value in layer_weights.items()},
-        energy_kept={name: [result.energy_in, result.energy_out] for name, result in merged.items()},
-        measured_on=measured_on,
-        relative_error_of_output=relative_error(before.outputs, after.outputs),
-        loss_before=before.loss,
-        loss_after=after.loss,
-    )
-
-
-def resolve_weights(
-    tuner: nn.Module,
-    weights: str | Sequence[float],
-    adapter_name: str,
-    layers: dict[str, nn.Module],
-    calibration: Sequence[dict] | None,
-) -> dict[str, torch.Tensor]:
-    """The (E,) mixing weights of each layer."""
-    num_experts = tuner.peft_config[adapter_name].num_experts
-    if not isinstance(weights, str):
-        weights = torch.tensor(list(weights), dtype=torch.float32)
-        if len(weights) != num_experts or not weights.isfinite().all():
-            raise ValueError(f"weights={weights.tolist()} is not allowed: it must be {num_experts} finite numbers.")
-        return {name: weights.to(layer.output_projection.weight.device) for name, layer in layers.items()}
-    if weights not in ("uniform", "ema", "calibration"):
-        raise ValueError(
-            f"weights={weights!r} is not allowed: it must be 'uniform', 'ema', 'calibration' or {num_experts} numbers."
-        )
-    if weights == "calibration" and not calibration:
-        raise ValueError("weights='calibration' is not allowed without calibration batches.")
-    if weights != "calibration" or num_experts == 1:
-        return {name: layer.expert_weights(adapter_name, weights) for name, layer in layers.items()}
-    totals = dict.fromkeys(layers, 0)
-    observer = RoutingObserver.detach(tuner.model)  # it would take the records away
+    source = AdapterExperts(tuner, adapter_name, new_adapter_name)
     try:
-        with only(tuner.model, adapter_name), torch.no_grad():
-            for batch in calibration:
-                for layer in layers.values():
-                    layer.recorded = []
-                tuner.model(**batch)
-                for name, layer in layers.items():
-                    k = layer.mol_config[adapter_name].num_experts_per_tok
-                    for logits in layer.recorded:
-                        mask = token_mask(tuner.model, name, logits, batch)
-                        summary = summarise_routing((logits,), k, mask)
-                        totals[name] = totals[name] + summary.usage[0] * summary.num_tokens
+        report = merge_layers(source, weights, method, MergeSettings(rank, density), calibration)
+    except Exception:
+        source.remove_merged()
+        raise
+    if new_adapter_name is None:
+        source.replace_routed()
+    return report
+
+
+def merge_adapter(
+    model: PeftModel,
+    weights: str | Sequence[float] | None,
+    method: str,
+    settings: MergeSettings,
+    calibration: Iterable[dict] | None,
+    measure_on: Iterable[dict] | None = None,
+    recovery: RecoverySettings | None = None,
+) -> MergeReport:
+    """
+    Merge the experts of a model's active MoL adapter, and fold them into a copy of the base; the model stays as it is.
+
+    Raises:
+        ValueError: the adapter is no MoL, its base is not plain, or an argument is not allowed.
+    """
+    kinds = {name: getattr(c.peft_type, "value", c.peft_type) for name, c in model.peft_config.items()}
+    if kinds[model.active_adapter] != MOL:
+        raise ValueError(
+            f"model is a PeftModel whose active adapter is a {kinds[model.active_adapter]}: merge_and_unload it first, "
+            "and give merge_experts what comes of it, if that has experts."
+        )
+    check_plain_weights(model)
+    source = AdapterExperts(model.base_model, model.active_adapter)
+    try:
+        report = merge_layers(source, weights, method, settings, calibration, measure_on, recovery)
     finally:
-        for layer in layers.values():
-            layer.recorded = None
-        if observer is not None:
-            observer.attach(tuner.model)
-    unused = [name for name, total in totals.items() if not isinstance(total, torch.Tensor)]
-    if unused:
-        raise ValueError(f"The calibration batches do not reach {unused[0]}: weights='calibration' cannot be measured.")
-    return {name: total / total.sum() for name, total in totals.items()}
+        source.remove_merged()
+    report.base = copy.deepcopy(model).unload().eval()
+    report.model = fold(report.base, report.factors)
+    for path, module in model.base_model.model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and model.active_adapter in module.modules_to_save:
+            report.heads[path] = copy.deepcopy(module.modules_to_save[model.active_adapter])
+            parent, _, name = path.rpartition(".")
+            setattr(report.model.get_submodule(parent), name, copy.deepcopy(report.heads[path]))
+    report.task_type = source.config.task_type
+    report.parameters_before = sum(parameter.numel() for parameter in model.parameters())
+    report.parameters_after = sum(parameter.numel() for parameter in report.model.parameters())
+    return report
 
 
-@contextmanager
-def only(model: nn.Module, adapter_name: str) -> Iterator[None]:
+@contextlib.contextmanager
+def single_active_adapter(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """Evaluation mode with one adapter active; everything is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     layers = [layer for _, layer in mol_layers(model)]
     heads = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper) and adapter_name in m.modules_to_save]
     active = {module: (module._active_adapter, module._disable_adapters) for module in (*layers, *heads)}
-    model.eval()
     for module in active:
         module._active_adapter, module._disable_adapters = [adapter_name], False
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        for layer, (name, disabled) in active.items():
-            layer._active_adapter, layer._disable_adapters = name, disabled
-        for module, mode in modes.items():
-            module.training = mode
+        for module, (name, disabled) in active.items():
+            module._active_adapter, module._disable_adapters = name, disabled
 
 
-def measuring_batches(model: nn.Module, calibration: Sequence[dict] | None) -> tuple[list[dict], str]:
-    """What errors are measured on, and its name."""
-    if calibration is None:
-        return [random_inputs(model)], "random inputs (no calibration batches given)"
-    if not list(calibration):
-        raise ValueError("calibration=[] is not allowed: it must hold at least one batch.")
-    return list(calibration), "the calibration batches"
-
-
-class Measurement(NamedTuple):
-    """What a model said to some batches."""
-
-    outputs: list[torch.Tensor]
-    loss: float | None
-
-
-@torch.no_grad()
-def measure(model: nn.Module, batches: list[dict]) -> Measurement:
-    """The model's logits, or else its first tensor, for each batch, and its mean loss where there are labels."""
-    outputs, losses = [], []
-    for batch in batches:
-        output = model(**batch)
-        output = dict(output.items()) if hasattr(output, "items") else dict(enumerate(output))
-        loss = output.pop("loss", None)
-        losses += [] if loss is None else [loss.item()]
-        states = output.get("logits", next(value for value in output.values() if isinstance(value, torch.Tensor)))
-        outputs.append(states.float())
-    return Measurement(outputs, sum(losses) / len(losses) if losses else None)
-
-
-def warn_of_loss(tuner: nn.Module, adapter_name: str) -> None:
-    """Say what folding an adapter's experts into the base changes, measured, where it is not exact."""
-    config = tuner.peft_config.get(adapter_name)
-    if config is None or not config.is_routed or config.expert_mixing != "token":
-        return
-    layers = [layer for layer in layers_of(tuner, adapter_name).values() if not layer.merged]
-    if not layers:
-        return
-    try:
-        batches, measured_on = measuring_batches(tuner.model, None)
-        with only(tuner.model, adapter_name):
-            before = measure(tuner.model, batches).outputs
-            for layer in layers:
-                layer.mol_config[adapter_name] = replace(config, expert_mixing="ema")
-            after = measure(tuner.model, batches).outputs
-        change = f"the model's output changes by {100 * relative_error(before, after):.2f} % on {measured_on}"
-    except Exception as error:  # a model may take inputs that nobody here can make up; it can be merged all the same
-        change = f"by how much could not be measured ({type(error).__name__})"
-    finally:
-        for layer in layers:
-            layer.mol_config[adapter_name] = config
-    warnings.warn(
-        f"Merging the {config.num_experts} experts of adapter {adapter_name!r} is not exact, because their weights "
-        f"depend on the token: {change}. merge_experts(calibration=...) measures it on batches of yours.",
-        stacklevel=4,
-    )
-
-
-def relative_error(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """|after - before| / |before| over all batches."""
-    difference = sum((b - a).square().sum().item() for a, b in zip(before, after))
-    return (difference / max(sum(a.square().sum().item() for a in before), 1e-30)) ** 0.5
-
-
-def random_inputs(model: nn.Module, batch_size: int = 4, length: int = 32) -> dict[str, torch.Tensor]:
-    """
-    Inputs of the right form with nothing in them, always the same.
-
-    Raises:
-        ValueError: the model takes something else than token ids, pixels or audio features.
-    """
-    generator = torch.Generator().manual_seed(0)
-    config, device = getattr(model, "config", None), next(model.parameters()).device
-    text = getattr(config, "text_config", None) or config
-    vision = getattr(config, "vision_config", None) or config
-    names = inspect.signature(model.forward).parameters
-    length = min(length, getattr(text, "max_position_embeddings", length))
-    inputs = {}
-    if "input_features" in names and hasattr(config, "num_mel_bins"):
-        shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs["input_features"] = torch.randn(shape, generator=generator)
-    elif "input_ids" in names and hasattr(text, "vocab_size"):
-        inputs["input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
-    if "pixel_values" in names and hasattr(vision, "image_size"):
-        size = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
-        shape = (batch_size, getattr(vision, "num_channels", 3), *size)
-        inputs["pixel_values"] = torch.randn(shape, generator=generator)
-    if "input_values" in names:  # a waveform
-        inputs["input_values"] = torch.randn((batch_size, 4000), generator=generator)
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = torch.randint(text.vocab_size, (batch_size, length), generator=generator)
-    if not inputs:
-        raise ValueError(f"{type(model).__name__} takes inputs of its own kind: give calibration batches.")
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
-# The Auto class of each of peft's task types.
-CLASS_OF_TASK = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
+# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load_adapter(base: str, adapter: str) -> PeftModel:
@@ -320,26 +264,38 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
     Raises:
         UserError: one of them cannot be loaded, they do not belong together, or the adapter is of another kind.
     """
+    made_for = None
     try:
         config = PeftConfig.from_pretrained(adapter)
-        if not isinstance(config, MoLConfig):
-            kind = getattr(config.peft_type, "value", config.peft_type)
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if kind != MOL:
             raise UserError(f"--adapter_name_or_path {adapter} is not a MoL adapter: its peft_type is {kind}.")
+        made_for = config.base_model_name_or_path
         model = load_base(base, config, load_peft_weights(adapter, device="cpu"))
-        return PeftModel.from_pretrained(model, adapter).eval()
+        model = PeftModel.from_pretrained(model, adapter).eval()
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {error_message(error)}"
-        ) from None
+        message = f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {error_message(error)}"
+        if made_for and made_for not in message.replace(base, ""):
+            message = f"{message.rstrip('.')}. The adapter was made for {made_for}."
+        raise UserError(message) from None
+    if made_for and made_for != base:
+        logger.warning(f"{adapter} was made for {made_for}, and is merged on {base}.")
+    return model
 
 
 def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """The base as the class that the adapter was trained on, or else the one that its own configuration names."""
+    """
+    The base as the class that the adapter was trained on, or else the one that its own configuration names.
+
+    Raises:
+        UserError: weights are neither in the base nor in the adapter.
+    """
     made_on = config.auto_mapping or {}
-    if config.task_type in CLASS_OF_TASK:
-        model_class = getattr(transformers, CLASS_OF_TASK[config.task_type])
+    auto_class = auto_class_of(config.task_type)
+    if auto_class is not None:
+        model_class = getattr(transformers, auto_class)
     elif made_on:
         model_class = getattr(importlib.import_module(made_on["parent_library"]), made_on["base_model_class"])
     else:
@@ -347,64 +303,14 @@ def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tenso
         model_class = getattr(modeling_modernalbert, architecture, None) or getattr(transformers, architecture)
     # A head that came with the adapter says how many labels there are.
     heads = [values for key, values in adapter_state.items() if key.endswith(("classifier.weight", "score.weight"))]
-    return model_class.from_pretrained(name, dtype="auto", **({"num_labels": heads[0].shape[0]} if heads else {}))
-
-
-def save_merged_adapter(
-    model: PeftModel,
-    report: MoLMergeReport,
-    base: str,
-    folder: str | Path,
-    replaceable: tuple[str, ...],
-    save: str = "both",
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """
-    Write a merged adapter as `MergeReport.save` does a ModernALBERT's experts; the model is folded by it.
-
-    Args:
-        model: Whose adapter has been merged to one expert.
-        base: Where its base came from, for `base/`.
-        replaceable: What may be in the folder already.
-        save: "adapter" (`adapter/`, a stock LoRA, and `base/`), "folded" or "both".
-        dtype: Of what is written.
-    """
-    folder, tuner = Path(folder), model.base_model
-    with atomic_folder(folder, replaceable=replaceable) as temporary:
-        if save != "folded":
-            config = tuner.peft_config[report.adapter_name]
-            config.base_model_name_or_path = str(folder.resolve() / "base")
-            load_base(base, config, get_peft_model_state_dict(model)).to(dtype).save_pretrained(temporary / "base")
-            tuner.save_as_lora(temporary / "adapter")
-        if save != "adapter":
-            model.merge_and_unload().to(dtype).save_pretrained(temporary / "folded")
-        for written in filter(Path.is_dir, (temporary / "base", temporary / "folded")):
-            if tokenizer is not None:
-                tokenizer.save_pretrained(written)
-        (temporary / "merge_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
-        (temporary / "merge_report.md").write_text(as_markdown(report))
-    return folder
-
-
-def as_markdown(report: MoLMergeReport) -> str:
-    """A section for a model card."""
-    lines = [
-        "## Merged experts",
-        "",
-        f"Weights `{report.weights}`, method `{report.method}`, rank {report.rank}.",
-        "",
-        "| layer | weights | energy kept (in, out) |",
-        "|---|---|---|",
-    ]
-    for name, weights in report.layer_weights.items():
-        kept = ", ".join(f"{energy:.4f}" for energy in report.energy_kept[name])
-        lines.append(f"| {name} | {' '.join(f'{weight:.3f}' for weight in weights)} | {kept} |")
-    lines += [
-        "",
-        f"Relative error of the output against token routing, measured on {report.measured_on}: "
-        f"{100 * report.relative_error_of_output:.2f} %.",
-    ]
-    if report.loss_before is not None:
-        lines.append(f"Mean loss there: {report.loss_before:.4f} routed, {report.loss_after:.4f} merged.")
-    return "\n".join(lines) + "\n"
+    labels = {"num_labels": heads[0].shape[0]} if heads else {}
+    model, report = model_class.from_pretrained(name, dtype="auto", output_loading_info=True, **labels)
+    brought = {key.removeprefix("base_model.model.") for key in adapter_state}
+    # An encoder's pooler is often absent, and not used.
+    absent = {key for key in report["missing_keys"] if model.base_model is not model or "pooler" not in key} - brought
+    if absent:
+        raise UserError(
+            f"{name} has no {', '.join(sorted(absent)[:3])}, and the adapter does not bring what is missing: it would "
+            "be random."
+        )
+    return model

@@ -14,28 +14,29 @@
 """A model with a Mixture of LoRAs on its feed-forward networks: injection, state, and the type registered with peft."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, register_peft_method
 from torch import nn
-from transformers.utils import logging
 
-from modernalbert.tuner.config import MOL, MoLConfig
+from modernalbert.merging.report import MergeReport
+from modernalbert.tuner.config import MOL, MOL_VERSION, MoLConfig
 from modernalbert.tuner.experts import add_experts
-from modernalbert.tuner.layer import BASE, MoLLayer
+from modernalbert.tuner.ffn_call import BASE, group_rows, names_of_rows, row_adapters
+from modernalbert.tuner.layer import FACTORS, MoLLayer, is_adapter_key
 from modernalbert.tuner.lora import experts_from_loras, save_as_lora
-from modernalbert.tuner.merge import MoLMergeReport, merge_experts, warn_of_loss
+from modernalbert.tuner.merge import merge_experts
 from modernalbert.tuner.observer import RoutingObserver, mol_layers
 from modernalbert.tuner.projections import TARGET_MODULES, ffn_modules, find_projections
 
 
-logger = logging.get_logger(__name__)
+FACTOR_NAMES = {f"mol_{factor}" for factor in FACTORS}
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -72,22 +73,28 @@ class MoLModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         config = self.peft_config[adapter_name]
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        # All is looked at before anything is changed.
+        inside = tuple(f"{name}." for name, _ in mol_layers(model))
+        for name, module in model.named_modules():
+            if name and not name.startswith(inside) and not isinstance(module, MoLLayer):
+                if self._check_target_module_exists(config, name):
+                    find_projections(module, name, config.ffn_projections)
+        if config.mol_version is None:  # a configuration that was loaded says itself what is saved beside the adapter
+            config.modules_to_save = with_new_heads(model, config)
         try:
-            self._prepare_adapter_config(config, self.get_model_config(model))
-            # All is looked at before anything is changed.
-            for name, module in model.named_modules():
-                is_inside = any(name.startswith(f"{layer}.") for layer, _ in mol_layers(model))
-                if name and not is_inside and self._check_target_module_exists(config, name):
-                    if not isinstance(module, MoLLayer):
-                        find_projections(module, name, config.ffn_projections)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except ValueError as error:
-            if "target_modules" not in str(error) and "Target modules" not in str(error):
-                raise
-            names = ffn_modules(model)
-            patterns = sorted({re.sub(r"\d+", "*", name) for name in names})
-            hint = f"Its feed-forward networks are {', '.join(patterns)}." if names else "It has none of a known form."
-            raise type(error)(f"{error} {hint}") from None
+        except NoMatchingPeftModuleError as error:
+            raise NoMatchingPeftModuleError(f"{error} {describe_ffns(model)}") from None
+        config.mol_version = MOL_VERSION
+
+    def _prepare_adapter_config(self, peft_config: MoLConfig, model_config: dict) -> MoLConfig:
+        if peft_config.target_modules is None and model_config["model_type"] not in self.target_module_mapping:
+            raise ValueError(
+                f"target_modules must name the modules that hold a feed-forward network: there is no default for "
+                f"models of type {model_config['model_type']!r}. {describe_ffns(self.model)}"
+            )
+        return super()._prepare_adapter_config(peft_config, model_config)
 
     def _create_and_replace(
         self,
@@ -116,7 +123,12 @@ class MoLModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _post_injection_hook(self, model: nn.Module, config: MoLConfig, adapter_name: str) -> None:
-        RoutingObserver().attach(model)
+        RoutingObserver.attach(model)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        for _, layer in mol_layers(self.model):  # before anything is changed
+            layer.check_active(adapter_name)
+        super().set_adapter(adapter_name, inference_mode)
 
     # -- one adapter per row
 
@@ -139,23 +151,23 @@ class MoLModel(BaseTuner):
                 f"adapter_names={unknown} is not allowed: the adapters are {', '.join(map(repr, self.peft_config))} "
                 f"and {BASE!r}."
             )
-        handles = []
-        for module in self.modules():
-            if isinstance(module, MoLLayer):
-                module.row_adapters = list(adapter_names)
-            elif isinstance(module, AuxiliaryTrainingWrapper):
-                handles.append(
-                    module.register_forward_pre_hook(partial(_add_names, list(adapter_names)), with_kwargs=True)
-                )
-        try:
+        wrappers = [module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        for wrapper in wrappers:
+            if mix_modules_to_save not in wrapper._forward_hooks.values():
+                wrapper.register_forward_hook(mix_modules_to_save, with_kwargs=True)
+        with row_adapters([*(layer for _, layer in mol_layers(self)), *wrappers], adapter_names):
             yield
-        finally:
-            for _, layer in mol_layers(self):
-                layer.row_adapters = None
-            for handle in handles:
-                handle.remove()
 
     # -- state
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # The factors are saved under the names that they have in a ModernALBERT, without ".weight".
+        module, _, name = key.rpartition(".")
+        owner = module.removesuffix(f".{adapter_name}")
+        if name == "weight" and owner != module and owner.rpartition(".")[2] in FACTOR_NAMES:
+            return owner
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -176,7 +188,7 @@ class MoLModel(BaseTuner):
 
     # -- experts in and out (the functions of the same names say how)
 
-    def merge_experts(self, *args, **kwargs) -> MoLMergeReport:
+    def merge_experts(self, *args, **kwargs) -> MergeReport:
         """Replace an adapter's experts by one: `tuner.merge.merge_experts`."""
         return merge_experts(self, *args, **kwargs)
 
@@ -200,8 +212,7 @@ class MoLModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if merge:
-            for name in adapter_names or self.active_adapters:
-                warn_of_loss(self, name)
+            self._warn_of_loss(adapter_names)
         model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -209,9 +220,20 @@ class MoLModel(BaseTuner):
         return model
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        for name in adapter_names or self.active_adapters:
-            warn_of_loss(self, name)
+        self._warn_of_loss(adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _warn_of_loss(self, adapter_names: list[str] | None) -> None:
+        """Say that folding experts whose weights depend on the token changes what the model computes."""
+        for name in adapter_names or self.active_adapters:
+            config = self.peft_config.get(name)
+            layers = [layer for _, layer in mol_layers(self.model) if name in layer.mol_config and not layer.merged]
+            if layers and config.is_routed and config.expert_mixing == "token":
+                warnings.warn(
+                    f"Merging the {config.num_experts} experts of adapter {name!r} is not exact, because their weights "
+                    "depend on the token: merge_experts(calibration=...) measures on your batches what changes.",
+                    stacklevel=4,
+                )
 
 
 def batch_size(model: nn.Module, args: tuple, kwargs: dict) -> int | None:
@@ -220,8 +242,53 @@ def batch_size(model: nn.Module, args: tuple, kwargs: dict) -> int | None:
     return next((value.shape[0] for value in inputs if isinstance(value, torch.Tensor) and value.dim() > 0), None)
 
 
-def _add_names(adapter_names: list[str], module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return args, kwargs | {"adapter_names": adapter_names}
+def mix_modules_to_save(
+    wrapper: ModulesToSaveWrapper, args: tuple, kwargs: dict, output: torch.Tensor
+) -> torch.Tensor | None:
+    """After a module to save: where rows have adapters of their own, each row from the module of its adapter."""
+    names = names_of_rows(wrapper)
+    if names is None:
+        return None
+    # peft does this for linear layers alone, and a head may be several modules.
+    mixed = torch.empty_like(output)
+    for name, rows in group_rows(names, len(args[0]), args[0].device):
+        module = wrapper.modules_to_save[name] if name in wrapper.modules_to_save else wrapper.original_module
+        mixed[rows] = module(args[0][rows], *args[1:], **kwargs)
+    return mixed
+
+
+# Task types whose models have a head that a checkpoint of the base may lack.
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+def with_new_heads(model: nn.Module, config: MoLConfig) -> list[str] | None:
+    """
+    The modules to save with an adapter: those of its configuration, and for a task with a head what of that, and of the
+    base's pooler, was not loaded from a checkpoint. Random weights that nobody saves are others after loading.
+    """
+    chosen = config.modules_to_save
+    base = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    if config.task_type not in HEAD_TASKS or not isinstance(base, nn.Module):
+        return chosen
+    heads = {name: module for name, module in model.named_children() if module is not base}
+    if isinstance(getattr(base, "pooler", None), nn.Module):
+        heads[f"{model.base_model_prefix}.pooler"] = base.pooler
+    chosen = list(chosen or ())
+    for name, module in heads.items():
+        module = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+        # transformers marks what it has loaded; who makes a model in another way has nothing marked.
+        is_new = not all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters())
+        if is_new and not any(name.endswith(other) for other in chosen):
+            chosen.append(name)
+    return chosen or None
+
+
+def describe_ffns(model: nn.Module) -> str:
+    """A sentence for errors: the feed-forward networks that a model has."""
+    patterns = sorted({re.sub(r"\d+", "*", name) for name in ffn_modules(model)})
+    if not patterns:
+        return "It has no feed-forward network of a known form."
+    return f"Its feed-forward networks are {', '.join(patterns)}."
 
 
 def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, state: dict[str, torch.Tensor]) -> None:
@@ -246,7 +313,7 @@ def check_adapter_state(model: nn.Module, config: MoLConfig, adapter_name: str, 
                 f"The adapter's {part} for {name} is {tuple(state[key].shape)}, and this model and its configuration "
                 f"need {tuple(shape)}.{base}"
             )
-    surplus = [key for key in state if ".mol_" in key and key not in expected]
+    surplus = [key for key in state if is_adapter_key(key) and key not in expected]
     if surplus:
         raise ValueError(f"The adapter has {surplus[0]}, for which there is no place in this model.{base}")
 

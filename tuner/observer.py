@@ -12,11 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What the MoL adapters of a model say about one forward: auxiliary losses, statistics, router logits.
+What the MoL adapters of a model say about one forward: router logits, auxiliary losses, statistics.
+
+What is known of a forward belongs to the thread that runs it, and nothing of it stays.
 """
 
 import inspect
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,9 +33,81 @@ from modernalbert.modeling_mol import sum_over_processes, summarise_routing
 logger = logging.get_logger(__name__)
 
 
+# --- recordings ------------------------------------------------------------------------------------------------------
+
+
+# `recordings`: those that listen to the forwards of this thread, the innermost last.
+_THREAD = threading.local()
+
+
+class Recording:
+    """
+    The router logits of a model's MoL layers, from all uses of their FFNs in one thread while it listens.
+
+    Attributes:
+        logits: By name of the layer, in the order of the layers' first uses: one (batch, sequence, E) for each use.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.names = {layer: name for name, layer in mol_layers(model)}
+        self.logits: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, layer: nn.Module, blocks: list[torch.Tensor], inputs: Sequence[Any]) -> None:
+        """Add one use of a layer's FFN, which may have taken its tokens in blocks."""
+        if not blocks:
+            return
+        logits = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
+        x = inputs[0] if inputs else None
+        if isinstance(x, torch.Tensor) and len(blocks) > 1:
+            logits = logits.reshape(*x.shape[:-1], logits.shape[-1])
+        self.logits.setdefault(self.names[layer], []).append(logits)
+
+    def start(self) -> None:
+        _THREAD.recordings = (*getattr(_THREAD, "recordings", ()), self)
+
+    def stop(self) -> None:
+        _THREAD.recordings = tuple(other for other in _THREAD.recordings if other is not self)
+
+
+def recordings_of(layer: nn.Module) -> list[Recording]:
+    """The recordings in this thread that listen to a layer."""
+    return [recording for recording in getattr(_THREAD, "recordings", ()) if layer in recording.names]
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """
+    Record the router logits of a model's MoL layers, in the forwards that this thread runs within the context:
+
+        with recording(model) as router_logits:
+            model(**batch)
+
+    Yields:
+        By name of the layer, one (batch, sequence, E) for each use of its FFN.
+    """
+    listener = Recording(model)
+    listener.start()
+    try:
+        yield listener.logits
+    finally:
+        listener.stop()
+
+
+# --- the observer ----------------------------------------------------------------------------------------------------
+
+
+class ForwardRecording(Recording):
+    """The recording of one forward of a model, with what was asked of it."""
+
+    def __init__(self, model: nn.Module, is_training: bool, is_asked: bool, expert_labels: torch.Tensor | None):
+        super().__init__(model)
+        self.is_training, self.is_asked, self.expert_labels = is_training, is_asked, expert_labels
+
+
 class RoutingObserver:
     """
-    Hooks on a whole model: they listen to its MoL layers during one forward, and then
+    Hooks on a whole model. They listen to its MoL layers during one forward, and then
 
     - in training add the balance and z losses to the loss, and move the averages of the routing;
     - with `expert_labels` (batch,), the expert that each row should go to, add the cross-entropy of the routing;
@@ -39,127 +115,118 @@ class RoutingObserver:
       the layers) and, in training, `aux_loss` into the output.
     """
 
-    def __init__(self):
-        self.is_asked = self.is_listening = False
-        self.expert_labels: torch.Tensor | None = None
-
-    def attach(self, model: nn.Module) -> None:
+    @staticmethod
+    def attach(model: nn.Module) -> None:
         """Listen to a model; a second time changes nothing."""
-        if not any(
-            isinstance(getattr(hook, "__self__", None), RoutingObserver) for hook in model._forward_hooks.values()
-        ):
-            model.register_forward_pre_hook(self.before, with_kwargs=True)
-            model.register_forward_hook(self.after, with_kwargs=True)
+        if begin_forward not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+            model.register_forward_hook(end_forward, with_kwargs=True, always_call=True)
 
     @staticmethod
-    def detach(model: nn.Module) -> "RoutingObserver | None":
-        """Stop listening to a model; returns who did, if anybody."""
-        observer = None
+    def detach(model: nn.Module) -> None:
+        """Stop listening to a model."""
         for hooks, with_kwargs in (
             (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs),
             (model._forward_hooks, model._forward_hooks_with_kwargs),
         ):
-            for number, hook in list(hooks.items()):
-                if isinstance(getattr(hook, "__self__", None), RoutingObserver):
-                    observer = hook.__self__
-                    del hooks[number], with_kwargs[number]
-        return observer
+            for number in [number for number, hook in hooks.items() if hook in (begin_forward, end_forward)]:
+                del hooks[number], with_kwargs[number]
+                model._forward_hooks_always_called.pop(number, None)
 
-    def before(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if "adapter_names" in kwargs:
-            raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
-        self.is_asked = bool(kwargs.get("output_router_logits"))
-        self.expert_labels = kwargs.get("expert_labels")
+
+def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Before a model's forward: take our arguments away, and listen where there is something to do with it."""
+    if "adapter_names" in kwargs:
+        raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
+    is_asked, expert_labels = bool(kwargs.get("output_router_logits")), kwargs.get("expert_labels")
+    if "output_router_logits" in kwargs or "expert_labels" in kwargs:
         known = inspect.signature(model.forward).parameters
         ours = {"output_router_logits", "expert_labels"}.difference(known)
         kwargs = {name: value for name, value in kwargs.items() if name not in ours}
-        is_training = model.training and torch.is_grad_enabled()
-        self.is_listening = self.is_asked or is_training
-        can_use_labels = False
-        for _, layer in mol_layers(model):
-            layer.recorded = [] if self.is_listening else None
-            usage = layer.mol_usage.items() if is_training else ()
-            layer.usage_at_start = {name: average.clone() for name, average in usage}
-            can_use_labels |= any(layer.mol_config[name].expert_mixing == "token" for name in layer.mol_router)
-        if self.expert_labels is not None and not (is_training and can_use_labels):
-            logger.warning_once("expert_labels has no effect: only the training of adapters that route tokens uses it.")
-        return args, kwargs
+    is_training = model.training and torch.is_grad_enabled()
+    if is_training or is_asked or expert_labels is not None:
+        forward = ForwardRecording(model, is_training, is_asked, expert_labels)
+        forward.start()
+        if is_training:
+            for layer in forward.names:
+                layer.keep_training_weights()
+        if expert_labels is not None:
+            routes = any(c.expert_mixing == "token" for layer in forward.names for c in layer.mol_config.values())
+            if not (is_training and routes):
+                logger.warning_once(
+                    "expert_labels has no effect: only the training of adapters that route tokens uses it."
+                )
+    return args, kwargs
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        if not self.is_listening:
-            return output
-        records: dict[str, list[torch.Tensor]] = {}
-        layers = dict(mol_layers(model))
-        for name, layer in layers.items():
-            if layer.recorded:
-                records[name] = layer.recorded
-            layer.recorded = None
-        if not records:
-            return output
-        aux_loss = loss = None
-        if model.training and torch.is_grad_enabled():
-            inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-            inputs = inputs | inputs.get("kwargs", {})
-            aux_loss = self._finish_step(model, layers, records, inputs, self.expert_labels)
-            loss = getattr(output, "loss", None)
-            if isinstance(output, tuple) and inputs.get("labels") is not None:
-                loss = output[0]
-        if aux_loss is not None and loss is not None:
-            loss = loss + label_share(model, inputs) * aux_loss.to(loss.device)
-            if isinstance(output, tuple):
-                output = (loss, *output[1:])
-            else:
-                output["loss"] = loss
-        if self.is_asked and not isinstance(output, tuple):
-            output["router_logits"] = tuple(logits for record in records.values() for logits in record)
-            if aux_loss is not None:
-                output["aux_loss"] = aux_loss
+
+def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    """After a model's forward, and where it failed: what was heard goes into the output."""
+    recordings = getattr(_THREAD, "recordings", ())
+    forward = next((r for r in recordings[::-1] if isinstance(r, ForwardRecording) and r.model is model), None)
+    if forward is None:
         return output
+    forward.stop()
+    if not forward.logits or output is None:
+        return output
+    aux_loss = loss = None
+    if forward.is_training:
+        inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        inputs = inputs | inputs.get("kwargs", {})
+        aux_loss = finish_step(forward, inputs)
+        loss = getattr(output, "loss", None)
+        if isinstance(output, tuple) and inputs.get("labels") is not None:
+            loss = output[0]
+    if aux_loss is not None and loss is not None:
+        loss = loss + label_share(model, inputs) * aux_loss.to(loss.device)
+        if isinstance(output, tuple):
+            output = (loss, *output[1:])
+        else:
+            output["loss"] = loss
+    if forward.is_asked and not isinstance(output, tuple):
+        uses = (forward.logits.get(name, ()) for name in forward.names.values())
+        output["router_logits"] = tuple(logits for layer in uses for logits in layer)
+        if aux_loss is not None:
+            output["aux_loss"] = aux_loss
+    return output
 
-    @staticmethod
-    def _finish_step(
-        model: nn.Module,
-        layers: dict[str, nn.Module],
-        records: dict[str, list[torch.Tensor]],
-        inputs: dict,
-        expert_labels: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """The auxiliary loss, a mean over all uses of FFNs; the averages of the routing move, over all processes."""
-        losses, targets, usages, counts, averages, decays = [], [], [], [], [], []
-        for name, record in records.items():
-            (adapter_name,) = (
-                adapter for adapter in layers[name].active_adapters if adapter in layers[name].mol_config
-            )
-            config = layers[name].mol_config[adapter_name]
-            parameters = (p for key, p in layers[name].named_parameters() if key.split(".")[1:2] == [adapter_name])
-            if not any(parameter.requires_grad for parameter in parameters):
-                continue  # a frozen adapter in a model that is trained otherwise
-            mask = token_mask(model, name, record[0], inputs)
-            k = config.num_experts_per_tok
-            # The uses of a shared FFN may differ in length, as in an encoder and a decoder.
-            summaries = [summarise_routing((logits,), k, mask) for logits in record]
-            if config.expert_mixing == "token":
-                if not record[0].requires_grad and layers[name].mol_router[adapter_name].weight.requires_grad:
-                    logger.warning_once(
-                        "The routing losses have no gradient, because reentrant gradient checkpointing hides the "
-                        "router from them: use gradient_checkpointing_kwargs={'use_reentrant': False}."
-                    )
-                coefficients = config.router_aux_loss_coef, config.router_z_loss_coef
-                losses += [coefficients[0] * s.balance_loss + coefficients[1] * s.z_loss for s in summaries]
-                if expert_labels is not None:
-                    targets += [config.router_target_coef * routing_loss(u, expert_labels, mask) for u in record]
-            counts.append(sum(s.num_tokens for s in summaries))
-            usages.append(sum(s.usage[0] * s.num_tokens for s in summaries))
-            averages.append(layers[name].mol_usage[adapter_name])
-            decays.append(config.router_ema_decay)
-        if not counts:
-            return None
-        sums = sum_over_processes(*usages, *counts)
-        for usage, num_tokens, average, decay in zip(sums, sums[len(usages) :], averages, decays):
-            moved = torch.lerp((usage / num_tokens.clamp(min=1)).to(average), average, decay)
-            average.copy_(torch.where(num_tokens > 0, moved, average))
-        terms = [mean_over_devices(values) for values in (losses, targets) if values]
-        return sum(terms) if terms else None
+
+def finish_step(forward: ForwardRecording, inputs: dict) -> torch.Tensor | None:
+    """The auxiliary loss, a mean over all uses of FFNs; the averages of the routing move, over all processes."""
+    model, expert_labels = forward.model, forward.expert_labels
+    losses, targets, usages, counts, averages, decays = [], [], [], [], [], []
+    for layer, name in forward.names.items():
+        record = forward.logits.get(name)
+        if record is None:
+            continue
+        (adapter_name,) = (adapter for adapter in layer.active_adapters if adapter in layer.mol_config)
+        config = layer.mol_config[adapter_name]
+        if not any(parameter.requires_grad for parameter in layer.adapter_parameters(adapter_name)):
+            continue  # a frozen adapter in a model that is trained otherwise
+        mask = token_mask(model, name, record[0], inputs)
+        # The uses of a shared FFN may differ in length, as in an encoder and a decoder.
+        summaries = [summarise_routing((logits,), config.num_experts_per_tok, mask) for logits in record]
+        if config.expert_mixing == "token":
+            if not record[0].requires_grad and layer.mol_router[adapter_name].weight.requires_grad:
+                logger.warning_once(
+                    "The routing losses have no gradient, because reentrant gradient checkpointing hides the "
+                    "router from them: use gradient_checkpointing_kwargs={'use_reentrant': False}."
+                )
+            coefficients = config.router_aux_loss_coef, config.router_z_loss_coef
+            losses += [coefficients[0] * s.balance_loss + coefficients[1] * s.z_loss for s in summaries]
+            if expert_labels is not None:
+                targets += [config.router_target_coef * routing_loss(u, expert_labels, mask) for u in record]
+        counts.append(sum(s.num_tokens for s in summaries))
+        usages.append(sum(s.usage[0] * s.num_tokens for s in summaries))
+        averages.append(layer.mol_usage[adapter_name])
+        decays.append(config.router_ema_decay)
+    if not counts:
+        return None
+    sums = sum_over_processes(*usages, *counts)
+    for usage, num_tokens, average, decay in zip(sums, sums[len(usages) :], averages, decays):
+        moved = torch.lerp((usage / num_tokens.clamp(min=1)).to(average), average, decay)
+        average.copy_(torch.where(num_tokens > 0, moved, average))
+    terms = [mean_over_devices(values) for values in (losses, targets) if values]
+    return sum(terms) if terms else None
 
 
 def mean_over_devices(values: list[torch.Tensor]) -> torch.Tensor:

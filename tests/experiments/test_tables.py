@@ -349,10 +349,9 @@ def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_toke
     average = by_way["calibration, linear"]["ffn_errors"]
     assert all(ours < theirs for ours, theirs in zip(by_way["calibrated"]["ffn_errors"], average))
     # Measured on the validation rows alone, again.
-    report = module.merge_experts(model, "uniform", calibration=[{"input_ids": torch.arange(3, 39).view(2, 18)}])
     task = module.GLUE_TASKS["sst2"]
     judged = module.batches(module.load_task_file(str(tmp_path / "validation.jsonl"), task), nano_tokenizer)
-    module.measure_errors(report, model, judged)
+    report = module.merge_experts(model, "uniform", measure_on=judged)
     assert by_way["uniform, linear"]["output_error"] == pytest.approx(report.relative_error_of_output, abs=1e-5)
     correct = (module.predict(report.model, judged) == torch.tensor([i % 2 for i in range(3) for _ in texts])).sum()
     assert by_way["uniform, linear"]["accuracy"] == pytest.approx(correct.item() / 12)

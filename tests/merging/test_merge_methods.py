@@ -12,10 +12,11 @@ from modernalbert import (
     ModernALBERTForSequenceClassification,
     ModernALBERTModel,
 )
-from modernalbert.merge_experts import measure_errors, merge_experts
+from modernalbert.merge_experts import merge_experts
 from modernalbert.merging.calibrated import RidgeRegression, merge_calibrated
-from modernalbert.merging.ffn_recorder import gates_of, measure_usage
+from modernalbert.merging.ffn_recorder import dense_routing_weights
 from modernalbert.merging.methods import MergeSettings, merge_factors
+from modernalbert.merging.model_experts import ModelExperts
 from modernalbert.mol_backends import Experts
 
 
@@ -145,7 +146,7 @@ def test_calibrated_merge_loses_less_than_the_average_on_other_text():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     (linear, linear_error), (calibrated, error) = reports.values()
-    for ours, average in zip(calibrated.groups, linear.groups):
+    for ours, average in zip(calibrated.layers.values(), linear.layers.values()):
         assert ours.relative_error < 0.95 * average.relative_error
     assert error < 0.95 * linear_error
     assert calibrated.measured_on == "the part of the calibration text that was not fitted to"
@@ -168,11 +169,10 @@ def test_little_text_does_no_harm():
     model = tiny_model(ModernALBERTForMaskedLM)
     other = batches(10, start=1)
     for text in (batches(1, rows=1, length=8), batches(2, rows=2)):
-        linear = merge_experts(model, "calibration", calibration=text)
-        calibrated = merge_experts(model, method="calibrated", calibration=text)
-        for report in (linear, calibrated):
-            measure_errors(report, model, other)
-        for ours, average in zip(calibrated.groups, linear.groups):
+        linear = merge_experts(model, "calibration", calibration=text, measure_on=other)
+        calibrated = merge_experts(model, method="calibrated", calibration=text, measure_on=other)
+        assert calibrated.measured_on == "batches of their own"
+        for ours, average in zip(calibrated.layers.values(), linear.layers.values()):
             assert ours.relative_error < 1.05 * average.relative_error
 
 
@@ -181,13 +181,13 @@ def test_errors_are_measured_on_batches_that_were_not_fitted_to():
     for count, held in ((2, [1]), (4, [3]), (5, [4]), (11, [4, 9])):
         text = batches(count)
         report = merge_experts(model, method="calibrated", calibration=text)
-        found = [group.relative_error for group in report.groups]
-        measure_errors(report, model, [text[i] for i in held])
-        assert [group.relative_error for group in report.groups] == pytest.approx(found)
         fitted = [batch for i, batch in enumerate(text) if i not in held]
-        again = merge_calibrated(model, measure_usage(model, fitted), fitted)
-        for k, result in again.items():
-            torch.testing.assert_close(result.expert.A_in, report.experts[k].A_in)
+        same = merge_experts(model, method="calibrated", calibration=fitted, measure_on=[text[i] for i in held])
+        for name, layer in report.layers.items():
+            assert layer.relative_error == pytest.approx(same.layers[name].relative_error)
+        weights = {k: torch.tensor(report.layers[f"groups.{k}.mlp"].weights) for k in model.config.modulated_groups}
+        for k, result in merge_calibrated(model, weights, fitted).items():
+            torch.testing.assert_close(result.expert.A_in[0], report.factors[f"groups.{k}.mlp.Wi"][0])
 
 
 def test_every_kind_of_batch_and_head():
@@ -195,21 +195,21 @@ def test_every_kind_of_batch_and_head():
     model = tiny_model(ModernALBERTForMultipleChoice, torch.float64)
     choices = {"input_ids": ids.view(2, 2, 18), "attention_mask": torch.ones(2, 2, 18), "labels": torch.tensor([0, 1])}
     report = merge_experts(model, method="calibrated", calibration=[choices, choices])
-    assert report.loss_before is not None and report.groups[0].relative_error > 0
+    assert report.loss_before is not None and report.layers["model.groups.1.mlp"].relative_error > 0
     model = tiny_model(ModernALBERTModel, torch.float64)
     whole = torch.ones(4, 1, 18, 18, dtype=torch.bool)
     embedded = model.embeddings.tok_embeddings(ids).detach()
     rows = torch.arange(18).repeat(4).view(1, -1)
-    expected = measure_usage(model, [{"input_ids": ids}])
+    expected = ModelExperts(model).measure_usage([{"input_ids": ids}])
     for batch in (
         {"input_ids": ids, "attention_mask": whole},
         {"inputs_embeds": embedded},
         {"input_ids": ids.view(1, -1), "position_ids": rows},  # packed
     ):
-        found = measure_usage(model, [batch])
+        found = ModelExperts(model).measure_usage([batch])
         for k in expected:
             torch.testing.assert_close(found[k], expected[k])
-        assert merge_experts(model, method="calibrated", calibration=[batch]).groups[0].relative_error > 0
+        assert merge_experts(model, method="calibrated", calibration=[batch]).layers["groups.1.mlp"].relative_error > 0
 
 
 def test_half_precision_is_fitted_in_float32():
@@ -217,7 +217,7 @@ def test_half_precision_is_fitted_in_float32():
     text = batches(4)
     expected = merge_experts(model, method="calibrated", calibration=text)
     found = merge_experts(model.to(torch.bfloat16), method="calibrated", calibration=text)
-    for ours, group in zip(found.groups, expected.groups):
+    for ours, group in zip(found.layers.values(), expected.layers.values()):
         assert ours.relative_error == pytest.approx(group.relative_error, rel=0.05)
 
 
@@ -238,7 +238,7 @@ def test_calibrated_merge_of_other_forms(changes):
     text = batches(10)
     linear = merge_experts(model, "calibration", calibration=text)
     calibrated = merge_experts(model, method="calibrated", calibration=text)
-    for ours, average in zip(calibrated.groups, linear.groups):
+    for ours, average in zip(calibrated.layers.values(), linear.layers.values()):
         assert ours.relative_error < average.relative_error
 
 
@@ -249,21 +249,16 @@ def test_padding_changes_no_fit():
     mask = (torch.arange(25) < 18).long().expand(4, 25)
     padded = {"input_ids": torch.nn.functional.pad(ids, (0, 7)), "attention_mask": mask}
     alone, with_padding = (merge_experts(model, method="calibrated", calibration=[b]) for b in (batch, padded))
-    for k in alone.experts:
-        for ours, expected in zip(merged_deltas_of(with_padding, k), merged_deltas_of(alone, k)):
-            torch.testing.assert_close(ours, expected, atol=1e-8, rtol=1e-8)
-
-
-def merged_deltas_of(report, group):
-    expert = report.experts[group]
-    return expert.B_in[0] @ expert.A_in[0], expert.B_out[0] @ expert.A_out[0]
+    for path, (A, B) in alone.factors.items():
+        padded_A, padded_B = with_padding.factors[path]
+        torch.testing.assert_close(padded_B @ padded_A, B @ A, atol=1e-8, rtol=1e-8)
 
 
 def test_gates_are_what_the_mixture_mixes_with():
     model = tiny_model(ModernALBERTModel, torch.float64)
     mlp = model.groups[1].mlp
     x = torch.randn(9, model.config.hidden_size, dtype=torch.float64)
-    gates = gates_of(mlp, 0, x)
+    gates = dense_routing_weights(mlp, 0, x)
     assert gates.shape == (9, 4) and torch.equal((gates > 0).sum(-1), torch.full((9,), 2))
     outputs = torch.stack([one_expert(mlp, x, e) for e in range(4)], dim=1)
     torch.testing.assert_close((gates.unsqueeze(-1) * outputs).sum(1), mlp(x)[0], atol=1e-10, rtol=1e-10)

@@ -327,7 +327,7 @@ def test_a_half_precision_base_keeps_float32_adapters_and_statistics(dtype):
     model = adapt(family("llama").to(dtype))
     layer = next(layer for _, layer in mol_layers(model))
     assert layer.base_layer.gate_proj.weight.dtype == dtype
-    assert layer.mol_A_in["default"].dtype == layer.mol_usage["default"].dtype == torch.float32
+    assert layer.mol_A_in["default"].weight.dtype == layer.mol_usage["default"].dtype == torch.float32
     assert model(**inputs_for(model.base_model.model)).logits.dtype == dtype
     assert model.to(dtype) and layer.mol_usage["default"].dtype == torch.float32
 

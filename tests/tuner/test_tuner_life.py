@@ -260,7 +260,7 @@ def test_copies_are_independent():
     torch.testing.assert_close(main_output(twin(**inputs)), expected)
     with torch.no_grad():
         for _, layer in mol_layers(model):
-            layer.mol_B_in["default"].zero_()
+            layer.mol_B_in["default"].weight.zero_()
     torch.testing.assert_close(main_output(twin(**inputs)), expected)
     base = twin.unload()
     assert not [name for name in base.state_dict() if "mol_" in name]
