@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "mol_grouped": {"mol_backends"},
     "mol_triton": {"mol_backends"},
     "modeling_mol": {"mol_backends"},
-    "modeling_modernalbert": {"configuration_modernalbert", "modeling_mol", "mol_grouped", "mol_triton"},
+    "modeling_modernalbert": {"configuration_modernalbert", "modeling_mol", "mol_backends", "mol_grouped", "mol_triton"},
     # Below merging, whose report writes Hub folders.
     "export": {"cli", *MODEL},
     "merging": {"cli", "export", *MODEL},
