@@ -927,7 +927,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             keep_batch=output_attentions or self.is_hooked(),
         )
         hidden_states = self.embeddings(layout.pack(input_ids), layout.pack(inputs_embeds))
-        expert_weights = [group.mlp.expert_weights() for group in self.groups]
+        expert_weights = [group.mlp.get_expert_weights() for group in self.groups]
         # A training forward without gradients (dropout sampling, say) is not a training step.
         update_statistics = self.training and torch.is_grad_enabled() and self.expert_mixing != "uniform"
 

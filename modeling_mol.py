@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.plain_forward(x), None
 
-    def expert_weights(self) -> torch.Tensor | None:
+    def get_expert_weights(self) -> torch.Tensor | None:
         """The (E,) weights of the merged expert, to be passed to `forward`; None where tokens are routed."""
         return None
 
@@ -288,7 +288,8 @@ class RoutedFeedForward(FeedForward):
     """
     What the mixtures share: router, statistics, and the choice between routing tokens and one merged expert.
 
-    A subclass gives its experts' parameters by `expert_parameters`, and `mix_tokens(x (T, d), top_k_weights (T, k), top_k_index (T, k)) -> (T, d)` and
+    A subclass gives its experts' parameters by `expert_parameters()`, and
+    `mix_tokens(x (T, d), top_k_weights (T, k), top_k_index (T, k)) -> (T, d)` and
     `mix_experts(x (T, d), expert_weights (E,)) -> (T, d)`.
     """
 
@@ -328,7 +329,7 @@ class RoutedFeedForward(FeedForward):
         if self.mol_router is not None:
             init.constant_(self.mol_usage, 1 / self.num_experts)
 
-    def expert_weights(self) -> torch.Tensor | None:
+    def get_expert_weights(self) -> torch.Tensor | None:
         if self.expert_mixing == "token":
             return None
         if self.expert_mixing == "uniform":
@@ -371,7 +372,7 @@ class RoutedFeedForward(FeedForward):
             _, top_k_weights, top_k_index = route(router_logits.reshape(-1, self.num_experts), self.num_experts_per_tok)
             output = self.mix_tokens(tokens, top_k_weights, top_k_index)
         else:
-            output = self.mix_experts(tokens, self.expert_weights() if expert_weights is None else expert_weights)
+            output = self.mix_experts(tokens, self.get_expert_weights() if expert_weights is None else expert_weights)
             if return_router_logits and self.mol_router is not None:
                 with torch.no_grad():
                     router_logits = self.mol_router(x, depth)

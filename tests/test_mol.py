@@ -376,7 +376,7 @@ def test_merged_mixing_is_one_expert_and_freezes_the_router(mixing, feed_forward
     usage = torch.tensor([0.4, 0.3, 0.2, 0.1])
     mol.mol_usage.copy_(usage)
     weights = usage if mixing == "ema" else torch.full((4,), 0.25)
-    torch.testing.assert_close(mol.expert_weights(), weights)
+    torch.testing.assert_close(mol.get_expert_weights(), weights)
     x = torch.randn(11, 32, dtype=torch.float64)
     output, gradient, gradients = with_gradients(mol, x)
     assert gradients["mol_router.weight"] is None and not mol.mol_router.weight.requires_grad
