@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as t
-from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from small_models import tiny_model
 from tuner_models import COMMON, adapt, family, inputs_for, main_output, speak_up
@@ -209,10 +210,10 @@ def test_two_active_adapters_are_refused_before_anything_changes():
         assert name not in active or module.active_adapters == active[name]
 
 
-def test_adapters_of_several_types_are_refused_together_and_right_on_top_of_each_other(tmp_path):
+@torch.no_grad()
+def test_adapters_of_several_types_are_refused_together_and_right_on_top_of_each_other():
     with pytest.raises(ValueError, match="MOL"):
         get_peft_model(family("llama"), MoLConfig(), mixed=True)
-    assert not isinstance(family("llama"), PeftMixedModel)
     model = adapt(family("llama"))
     with pytest.raises(ValueError, match="different peft types"):
         model.add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
@@ -227,35 +228,38 @@ def test_adapters_of_several_types_are_refused_together_and_right_on_top_of_each
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "lora_A"):
             folded.get_submodule(name).weight.data += module.get_delta_weight("lora").detach()
-    with torch.no_grad():
-        expected = main_output(adapt(folded)(**inputs))
-        torch.testing.assert_close(main_output(adapt(base)(**inputs)), expected, atol=1e-5, rtol=1e-5)
+    outputs = []
+    for model in (folded, base):
+        torch.manual_seed(1)
+        outputs.append(main_output(adapt(model)(**inputs)))
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_every_order_of_adding_activating_and_deleting():
-    inputs = inputs_for(family("bert"))
-    alone = {}
-    for number, name in enumerate(("a", "b", "c")):
-        alone[name] = main_output(speak_up(adapt(family("bert"), name), name, seed=number)(**inputs))
-    for order in (("a", "b", "c"), ("c", "a", "b"), ("b", "c", "a")):
-        model = adapt(family("bert"), order[0])
-        for name in order[1:]:
-            model.add_adapter(name, MoLConfig(num_experts=4, r=4))
-            for _, layer in mol_layers(model):
-                layer.load_state_dict  # the A factors are random: given the same below
-        for number, name in enumerate(("a", "b", "c")):
-            source = adapt(family("bert"), name)
-            state = {key: value for key, value in source.state_dict().items() if f".{name}" in key}
-            model.load_state_dict(state, strict=False)
-            speak_up(model, name, seed=number)
-        alive = list(order)
-        while alive:
-            model.set_adapter(alive[-1])
-            assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {alive[-1]}
-            for name in alive:
-                model.set_adapter(name)
-                assert main_output(model(**inputs)).isfinite().all()
-            model.delete_adapter(alive.pop(0))
-        with pytest.raises(ValueError, match="does not exist"):
-            model.delete_adapter("a")
+@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
+def test_adapters_do_not_depend_on_the_order_of_adding_and_deleting(order):
+    torch.manual_seed(5)
+    base = family("bert")
+    inputs = inputs_for(base)
+    states, alone = {}, {}
+    for number, name in enumerate("abc"):
+        model = speak_up(adapt(copy.deepcopy(base), name), name, seed=number)
+        states[name] = get_peft_model_state_dict(model, adapter_name=name)
+        alone[name] = main_output(model(**inputs))
+    model = get_peft_model(base, MoLConfig(num_experts=4, r=4), order[0]).eval()
+    for name in order[1:]:
+        model.add_adapter(name, MoLConfig(num_experts=4, r=4))
+    for name in order:
+        set_peft_model_state_dict(model, states[name], adapter_name=name)
+    alive = list(order)
+    while alive:
+        for name in alive:
+            model.set_adapter(name)
+            trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+            assert len(trained) == 2 * 5 and all(name in key.split(".") for key in trained)
+            torch.testing.assert_close(main_output(model(**inputs)), alone[name], atol=1e-6, rtol=1e-6)
+        deleted = alive.pop(0)
+        model.delete_adapter(deleted)
+        assert not any(deleted in key.split(".") for key in model.state_dict())
+    inner = model.base_model.model  # peft's wrapper itself needs an adapter
+    torch.testing.assert_close(main_output(inner(**inputs)), main_output(model.unload()(**inputs)), atol=0, rtol=0)
