@@ -67,7 +67,7 @@ from modernalbert.data.corpus import (
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
 from modernalbert.finetuning.arguments import BaseTrainingArguments
-from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
@@ -398,11 +398,7 @@ def load_tokenizer(arguments: ModelArguments) -> tuple[PreTrainedTokenizerBase, 
     flag = "model_name_or_path" if arguments.tokenizer_name_or_path is None else "tokenizer_name_or_path"
     with explain_loading(f"--{flag} {source}"):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they do not "
-            "belong together."
-        )
+    check_tokenizer(tokenizer, config, source)
     return tokenizer, config
 
 

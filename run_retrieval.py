@@ -77,7 +77,7 @@ from modernalbert.evaluation.retrieval import (
     search_bm25,
 )
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import check_tokenizer, load_task_model, read_checkpoint
 from modernalbert.finetuning.task_run import (
     MERGE_CALIBRATION_ROWS,
     MERGE_FITTED_ROWS,
@@ -222,6 +222,7 @@ def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> Sen
         module = transformer_around(encoder, name, arguments.trust_remote_code)
         pooling = Pooling(module.get_embedding_dimension(), arguments.pooling or "mean")
         model = SentenceTransformer(modules=[module, pooling])
+    check_tokenizer(model.tokenizer, model.transformers_model.config, name)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise UserError(
             f"{name}: its similarity {model.similarity_fn_name!r} is not allowed: it must be cosine or dot."

@@ -174,6 +174,7 @@ def load_task_model(
                 )
             config.expert_mixing = arguments.expert_mixing
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        check_tokenizer(tokenizer, config, name)
         # Trained in float32, whatever it was saved in; --bf16 computes in half precision.
         loading = {"trust_remote_code": trust, "attn_implementation": arguments.attn_implementation}
         loading["dtype"] = torch.float32
@@ -189,6 +190,21 @@ def load_task_model(
         if not keeps_head:
             renew_output_layer(model, auto_class, absent, loading)
     return model, tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str) -> None:
+    """
+    Refuse a tokenizer that does not belong to the model.
+
+    For a folder without a tokenizer's files, transformers may build one that knows no words (BERT's).
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"{name} holds no tokenizer: save the tokenizer that the model was trained with into it.")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they "
+            "do not belong together."
+        )
 
 
 def check_weights(model: PreTrainedModel, absent: set[str], name: str, keeps_head: bool) -> None:
@@ -218,6 +234,10 @@ def renew_output_layer(model: PreTrainedModel, auto_class: type, absent: set[str
     with torch.device("meta"):
         other = dict(auto_class.from_config(config, **loading).named_parameters())
     output = {key: value for key, value in model.named_parameters() if other[key].shape != value.shape}
+    if not output:  # a reader's two outputs, start and end, whatever the number of labels
+        encoder = f"{model.base_model_prefix}."
+        head = {key: value for key, value in model.named_parameters() if not key.startswith(encoder)}
+        output = {key: value for key, value in head.items() if len(value) == model.config.num_labels}
     if output.keys() <= absent:
         return
     fresh = dict(auto_class.from_config(model.config, **loading).named_parameters())
