@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A checkpoint with a head for the task."""
+"""Checkpoints: what is known of them, their labels, and loading them with a head for the task."""
 
 import copy
 import logging
@@ -51,11 +51,11 @@ class Checkpoint:
     has_weights: bool
 
     def has_head(self, kind: str) -> bool:
-        """Whether there are weights of a head, for example "SequenceClassification"."""
+        """Tell whether there are weights of a head, for example "SequenceClassification"."""
         return self.has_weights and any(kind in name for name in self.architectures)
 
     def describe_labels(self) -> str:
-        """The labels in words, for messages."""
+        """Say in words what the head predicts, for messages."""
         if self.is_multi_label:
             return f"several labels at once, out of {', '.join(self.labels)}"
         if len(self.labels) == 1:
@@ -135,7 +135,7 @@ def match_labels(
 
 
 def label_key(label: str) -> str:
-    """What two spellings of a label have in common: neither case nor surrounding space tells labels apart."""
+    """Reduce a label to what tells it from others: neither case nor surrounding space does."""
     return str(label).strip().casefold().removeprefix("label_")
 
 
@@ -247,6 +247,6 @@ def renew_output_layer(model: PreTrainedModel, auto_class: type, absent: set[str
 
 
 def has_no_weights(folder: Path) -> bool:
-    """Whether it is a local folder with a configuration and nothing to load."""
+    """Tell whether it is a local folder with a configuration and nothing to load."""
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
     return (folder / "config.json").is_file() and not any((folder / weights).is_file() for weights in names)

@@ -268,9 +268,7 @@ def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(command, wo
     (out / "all_results.json").unlink()
     code, _, error = glue(command, workplace, *arguments, "--max_train_samples", 7)
     assert code == 2 and "was run with max_train_samples None instead of 7: choose another folder" in error
-    code, _, error = glue(
-        command, workplace, *arguments, "--max_train_samples", 7, "--overwrite_output_dir"
-    )
+    code, _, error = glue(command, workplace, *arguments, "--max_train_samples", 7, "--overwrite_output_dir")
     assert code == 0, error
     assert json.loads((out / "all_results.json").read_text())["train_samples"] == 7
 
@@ -374,9 +372,7 @@ def test_other_encoders_and_json_arguments(command, workplace, nano_tokenizer):
     assert "eval_f1" in json.loads((workplace / "out/all_results.json").read_text())
 
 
-def test_a_configuration_alone_starts_from_random_weights_and_says_so(
-    command, workplace, nano_tokenizer, caplog
-):
+def test_a_configuration_alone_starts_from_random_weights_and_says_so(command, workplace, nano_tokenizer, caplog):
     config = tiny_config(vocab_size=30522, pad_token_id=0)
     (workplace / "bare").mkdir()
     config.to_json_file(workplace / "bare/config.json")

@@ -407,9 +407,7 @@ def test_a_data_set_of_the_hub(command, place):
     ]
     assert json.loads((place / "out/config.json").read_text())["expert_mixing"] == "ema"
     elsewhere = ["--output_dir", place / "out2"]
-    code, _, error = ner(
-        command, place, "--dataset_name", place / "set", "--label_column", "pos", *elsewhere
-    )
+    code, _, error = ner(command, place, "--dataset_name", place / "set", "--label_column", "pos", *elsewhere)
     assert code == 2 and "no column 'pos'; there are tokens, ner_tags (see --label_column)" in error
 
 

@@ -90,9 +90,7 @@ def retrieval(command, workplace, tmp_path):
 
     def run(out=None, flags=(), **changes) -> dict:
         out = out or tmp_path / "out"
-        code, _, error = command(
-            retrieval_command, *options(workplace, out, **changes), *flags
-        )
+        code, _, error = command(retrieval_command, *options(workplace, out, **changes), *flags)
         assert code == 0, error
         return json.loads((out / "all_results.json").read_text())
 
@@ -153,9 +151,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(retrieval, tmp_path,
     assert (tmp_path / "out/train_rows.jsonl").read_text() == rows
 
 
-def test_figures_of_a_run_that_was_cut_off_are_those_of_its_model(
-    retrieval, workplace, tmp_path, command, caplog
-):
+def test_figures_of_a_run_that_was_cut_off_are_those_of_its_model(retrieval, workplace, tmp_path, command, caplog):
     first = retrieval(flags=["--no_do_train"])
     (tmp_path / "out/all_results.json").unlink()
     assert retrieval(flags=["--no_do_train"]) == first and "are there already" in caplog.text
