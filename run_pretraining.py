@@ -64,6 +64,8 @@ from modernalbert.data.corpus import (
     tokenize_texts,
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
+from modernalbert.diagnostics import RouterCallback
+from modernalbert.finetuning.arguments import RouterTrainingArguments
 from modernalbert.finetuning.checkpoint import has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
@@ -182,7 +184,7 @@ class DistillationArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(RouterTrainingArguments, TrainingArguments):
     """transformers' TrainingArguments with defaults that suit pretraining."""
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
@@ -627,6 +629,7 @@ def pretrain(
         teacher_sees_masks=teacher_input == "masked",
         peak_tflops=training_arguments.peak_tflops,
     )
+    RouterCallback.add_to(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -69,7 +69,33 @@ class TaskDataArguments(BaseDataArguments):
 
 
 @dataclass
-class TaskTrainingArguments(TrainingArguments):
+class RouterTrainingArguments:
+    """How routers learn, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
+
+    router_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of routers; default: that of all other weights."}
+    )
+    router_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Routers' learning rate rises from 0 over so many steps (a share of all steps if below 1), on top "
+            "of the schedule."
+        },
+    )
+
+    def __post_init__(self):
+        for name, is_allowed in (
+            ("router_learning_rate", self.router_learning_rate is None or self.router_learning_rate > 0),
+            ("router_warmup_steps", self.router_warmup_steps >= 0),
+        ):
+            if not is_allowed:
+                bound = "above 0" if name == "router_learning_rate" else "at least 0"
+                raise ValueError(f"--{name} {getattr(self, name)} is not allowed: it must be {bound}.")
+        super().__post_init__()
+
+
+@dataclass
+class TaskTrainingArguments(RouterTrainingArguments, TrainingArguments):
     """transformers' TrainingArguments with defaults that suit fine-tuning an encoder."""
 
     do_train: bool = field(default=True, metadata={"help": "Train."})

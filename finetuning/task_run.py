@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from modernalbert.cli.arguments import check_processes, check_reporters
 from modernalbert.cli.errors import UserError
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
 from modernalbert.finetuning.run_folder import (
     EARLIER_RUN,
@@ -175,6 +176,7 @@ class RunResults:
 
     def train(self, checkpoint: str | None) -> None:
         """Train, from a checkpoint if there is one, and save the model."""
+        RouterCallback.add_to(self.trainer)
         outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
         self.trainer.save_model()
         self.trainer.save_state()
