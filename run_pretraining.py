@@ -66,6 +66,7 @@ from modernalbert.data.corpus import (
     tokenize_texts,
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseTrainingArguments
 from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
@@ -720,6 +721,7 @@ def make_trainer(
 
 def train_and_evaluate(trainer: PretrainingTrainer, checkpoint: str | None) -> dict[str, float]:
     """Train, save, evaluate if there are rows for it, and write `all_results.json`, which is returned."""
+    RouterCallback.add_to(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

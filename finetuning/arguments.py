@@ -83,7 +83,33 @@ class TaskDataArguments(BaseDataArguments):
 
 
 @dataclass
-class BaseTrainingArguments(TrainingArguments):
+class RouterTrainingArguments:
+    """How routers learn, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
+
+    router_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of routers. Default: that of all other weights."}
+    )
+    router_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Warm-up of the routers' learning rate, on top of the schedule: a share of all steps below 1, or "
+            "steps."
+        },
+    )
+
+    def __post_init__(self):
+        for name, is_allowed in (
+            ("router_learning_rate", self.router_learning_rate is None or self.router_learning_rate > 0),
+            ("router_warmup_steps", self.router_warmup_steps >= 0),
+        ):
+            if not is_allowed:
+                bound = "above 0" if name == "router_learning_rate" else "at least 0"
+                raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be {bound}.")
+        super().__post_init__()
+
+
+@dataclass
+class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
     """
     transformers' TrainingArguments, where evaluation, saving and the choice of the best checkpoint fit together.
 

@@ -26,6 +26,7 @@ from modernalbert.cli.arguments import check_processes, check_reporters
 from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError
 from modernalbert.cli.output_folders import set_default_mode
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
 from modernalbert.finetuning.run_folder import (
     EARLIER_RUN,
@@ -178,6 +179,7 @@ class RunResults:
 
     def train(self, checkpoint: str | None) -> None:
         """Train, from a checkpoint if there is one, and save the model."""
+        RouterCallback.add_to(self.trainer)
         outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
         self.trainer.save_model()
         self.trainer.save_state()
