@@ -328,11 +328,11 @@ def test_a_frozen_adapter_in_a_trained_model_does_not_count():
 BASE_FROM_ITS_OWN_CODE = """
 import sys
 import torch
-import modernalbert  # registers the tuner
 from transformers import AutoModelForMaskedLM
 from peft import PeftModel
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
+import modernalbert  # registers the tuner
 adapted = PeftModel.from_pretrained(model, sys.argv[2]).eval()
 torch.save(adapted(input_ids=torch.arange(3, 12).view(1, -1)).logits, sys.argv[3])
 adapted.save_pretrained(sys.argv[4])
