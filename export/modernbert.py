@@ -79,8 +79,12 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
     return new.eval()
 
 
-def check_expressible(config: ModernALBERTConfig) -> None:
-    """Raise a ValueError that names the field which a ModernBERT cannot express, if there is one."""
+def check_expressible(config: ModernALBERTConfig, merged: bool = False) -> None:
+    """
+    Raise a ValueError that names the field which a ModernBERT cannot express, if there is one.
+
+    With `merged`, of the model that `merge_experts` will make of it.
+    """
 
     def refuse(field: str, reason: str) -> None:
         raise ValueError(f"{field}={getattr(config, field)!r} is not allowed: a ModernBERT cannot express it. {reason}")
@@ -90,7 +94,8 @@ def check_expressible(config: ModernALBERTConfig) -> None:
     if config.modulated_groups:
         if config.ffn_modulation == "moa":
             refuse("ffn_modulation", "The adapters come after the FFN and have an activation of their own.")
-        if config.ffn_modulation == "mol" and config.num_experts > 1 and config.expert_mixing == "token":
+        is_routed = config.ffn_modulation == "mol" and config.num_experts > 1 and config.expert_mixing == "token"
+        if is_routed and not merged:
             refuse("num_experts", "Each token is routed to experts of its own: merge them first (merge_experts).")
     for layer_type in sorted(set(config.layer_types)):
         rope_type = config.rope_parameters[layer_type]["rope_type"]

@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows from csv, tsv, json, jsonl and parquet files, with errors that say which line is wrong."""
 """ONNX files beside a model, checked against PyTorch on text before they are written."""
 
 import contextlib
@@ -98,7 +97,7 @@ def export_onnx(
     **folder_options,
 ) -> OnnxReport:
     """
-    Write a model folder with `onnx/model.onnx`, the layout that optimum, sentence-transformers and transformers.js read.
+    Write a model folder with `onnx/model.onnx`, as optimum, sentence-transformers and transformers.js read it.
 
     The graph takes `input_ids` and `attention_mask`, int64 (batch, sequence), of any batch size and length (with a
     choices axis after the batch for multiple choice), and gives `last_hidden_state`, `logits`, or `start_logits` and
@@ -111,7 +110,7 @@ def export_onnx(
         quantize: "int8" writes `onnx/model_quantized.onnx` as well (weights int8 by output channel, activations int8 as
             they come; routers stay float32).
         texts: What to compare on; None takes eight texts of this module.
-        folder_options: `card`, `hub_model_id`, `source` and `pooling` of `export_to_hub_folder`.
+        folder_options: Other arguments of `export_to_hub_folder`.
 
     Returns:
         The comparison, also in `onnx/report.json` and the card.
@@ -142,8 +141,8 @@ def export_onnx(
             )
             report.quantized_megabytes = (temporary / QUANTIZED_FILE).stat().st_size / 1e6
         (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n")
-        options = {"name": Path(folder).name} | folder_options
-        write_model_folder(model, tokenizer, temporary, sections=[report.to_markdown()], **options)
+        sections = [*folder_options.pop("sections", ()), report.to_markdown()]
+        write_model_folder(model, tokenizer, temporary, Path(folder).name, sections=sections, **folder_options)
     return report
 
 
@@ -167,8 +166,7 @@ class _OnnxModule(nn.Module):
 
 
 def _write_graph(model: PreTrainedModel, batch: dict[str, torch.Tensor], file: Path) -> None:
-    axes = ("batch", "choices", "length")[-batch["input_ids"].dim() + 1 :]
-    axes = ("batch", *axes) if axes[0] != "batch" else axes
+    axes = ("batch", "choices", "length") if batch["input_ids"].dim() == 3 else ("batch", "length")
     sizes = {i: torch.export.Dim(name, min=1, max=model.config.max_position_embeddings) for i, name in enumerate(axes)}
     with _quiet(), torch.no_grad():
         torch.onnx.export(
@@ -235,9 +233,10 @@ def _largest_difference(model: PreTrainedModel, file: Path, batches: Sequence[di
                 ours, theirs = (x[batch["attention_mask"].bool()] for x in (ours, theirs))
             difference, scale = (ours - theirs).abs().max().item(), max(1.0, ours.abs().max().item())
             if not difference <= TOLERANCE * scale:
+                shape = tuple(batch["input_ids"].shape)
                 raise ValueError(
                     f"the ONNX graph's {name} differs from PyTorch's by {difference:.2e} (allowed: "
-                    f"{TOLERANCE * scale:.2e}) on a batch of shape {tuple(batch['input_ids'].shape)}: nothing is written."
+                    f"{TOLERANCE * scale:.2e}) on a batch of shape {shape}: nothing is written."
                 )
             largest = max(largest, difference)
     return largest
