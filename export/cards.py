@@ -138,7 +138,7 @@ def _loading_notes(model: PreTrainedModel) -> str:
     """How merged forms are loaded, for a model whose experts are not merged yet."""
     config = model.config
     routed = getattr(config, "ffn_modulation", "none") == "mol" and config.num_experts > 1
-    if not routed or config.expert_mixing != "token" or not config.modulated_groups:
+    if not routed or config.expert_mixing != "token":
         return ""
     return """
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
@@ -167,8 +166,9 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
             return model_class.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name_or_path}: cannot be loaded: {first_sentence(error)}") from None
+    except Exception as error:  # a broken file makes the libraries raise anything, KeyError and AttributeError too
+        kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise UserError(f"{name_or_path}: cannot be loaded: {kind}{first_sentence(error)}") from None
     raise UserError(
         f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class."
     )

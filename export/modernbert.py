@@ -65,8 +65,12 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
     new_config = modernbert_config(model)
     with no_init_weights():
         new = model_class._from_config(new_config, dtype=model.dtype).to(model.device)
-    state = {name: value.to(model.dtype) for name, value in _modernbert_weights(model, new_config.intermediate_size)}
-    missing, unexpected = new.load_state_dict(state, strict=False)
+    state = {
+        name: value.to(model.dtype, copy=True) if isinstance(value, torch.Tensor) else value
+        for name, value in _modernbert_weights(model, new_config.intermediate_size)
+    }
+    # Assigned: an activation may make its parameters in a dtype of its own.
+    missing, unexpected = new.load_state_dict(state, strict=False, assign=True)
     tied = set(new.all_tied_weights_keys)
     missing = [name for name in missing if name not in tied]
     if missing or unexpected:
@@ -91,12 +95,11 @@ def check_expressible(config: ModernALBERTConfig, merged: bool = False) -> None:
 
     if not config.skip_first_attn_norm:
         refuse("skip_first_attn_norm", "ModernBERT has no norm before the attention of its first layer.")
-    if config.modulated_groups:
-        if config.ffn_modulation == "moa":
-            refuse("ffn_modulation", "The adapters come after the FFN and have an activation of their own.")
-        is_routed = config.ffn_modulation == "mol" and config.num_experts > 1 and config.expert_mixing == "token"
-        if is_routed and not merged:
-            refuse("num_experts", "Each token is routed to experts of its own: merge them first (merge_experts).")
+    if config.ffn_modulation == "moa":
+        refuse("ffn_modulation", "The adapters come after the FFN and have an activation of their own.")
+    is_routed = config.ffn_modulation == "mol" and config.num_experts > 1 and config.expert_mixing == "token"
+    if is_routed and not merged:
+        refuse("num_experts", "Each token is routed to experts of its own: merge them first (merge_experts).")
     for layer_type in sorted(set(config.layer_types)):
         rope_type = config.rope_parameters[layer_type]["rope_type"]
         if rope_type not in ROPE_TYPES:

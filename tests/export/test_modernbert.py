@@ -85,6 +85,12 @@ def test_every_expressible_field_is_expressed(changes):
     assert_same_function(model, to_modernbert(model))
 
 
+def test_parameters_of_an_activation_survive_a_folder(tmp_path):
+    model = tiny_model(ModernALBERTForMaskedLM, **(PLAIN | {"hidden_activation": "xielu"}))
+    to_modernbert(model).save_pretrained(tmp_path)
+    assert_same_function(model, AutoModelForMaskedLM.from_pretrained(tmp_path, dtype="float32"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -93,7 +99,6 @@ def test_every_expressible_field_is_expressed(changes):
         {"ffn_modulation": "mol", "num_experts": 1, "mol_positions": "last"},
         {"ffn_modulation": "mol", "expert_mixing": "uniform"},
         {"ffn_modulation": "mol", "expert_mixing": "ema", "router_per_depth": True},
-        {"ffn_modulation": "moa", "mol_groups": []},
     ],
 )
 def test_what_serves_all_tokens_alike_is_added_to_the_weights(changes):
