@@ -192,19 +192,61 @@ def _quantize_graph(file: Path, quantized: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
-    graph = onnx.load(file)
-    transposed = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "Transpose"}
-    routers = [
-        node.name
-        for node in graph.graph.node
-        if node.op_type in ("MatMul", "Gemm") and any("mol_router" in transposed.get(i, i) for i in node.input)
-    ]
+    model = onnx.load(file)
+    del model.graph.value_info[:]
+    _replace_transposed_gemms(model.graph)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch, _quiet():
         plain, folded = Path(scratch) / "plain.onnx", Path(scratch) / "folded.onnx"
-        del graph.graph.value_info[:]
-        onnx.save(graph, plain)
+        onnx.save(model, plain)
         quant_pre_process(plain, folded, skip_symbolic_shape=True)
-        quantize_dynamic(folded, quantized, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=routers)
+        quantize_dynamic(
+            folded,
+            quantized,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=_router_nodes(model.graph),
+        )
+
+
+def _replace_transposed_gemms(graph) -> None:
+    """
+    Write each Gemm with a transposed weight as Transpose, MatMul and Add.
+
+    onnxruntime's quantizer transposes the weight of each such Gemm in place: one that several layers share, as the
+    layers of a group do, would be transposed several times.
+    """
+    from onnx import helper
+
+    nodes, transposed = [], {}
+    for node in graph.node:
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        is_linear = node.op_type == "Gemm" and attributes.get("transB") and not attributes.get("transA")
+        if not is_linear or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+            nodes.append(node)
+            continue
+        x, weight, *bias = node.input
+        if weight not in transposed:
+            transposed[weight] = f"{weight}_transposed"
+            nodes.append(helper.make_node("Transpose", [weight], [transposed[weight]], perm=[1, 0]))
+        product = f"{node.output[0]}_product" if bias else node.output[0]
+        nodes.append(helper.make_node("MatMul", [x, transposed[weight]], [product], name=node.name))
+        if bias:
+            nodes.append(helper.make_node("Add", [product, *bias], list(node.output), name=f"{node.name}_bias"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _router_nodes(graph) -> list[str]:
+    """Names of the nodes that multiply by a router's weight, directly or by way of nodes that only rearrange it."""
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def origin(name: str) -> str:
+        while name in makers and makers[name].op_type in ("Transpose", "Gather", "Slice", "Squeeze", "Reshape"):
+            name = makers[name].input[0]
+        return name
+
+    multiplying = (node for node in graph.node if node.op_type in ("MatMul", "Gemm"))
+    return [node.name for node in multiplying if "mol_router" in origin(node.input[1])]
 
 
 def run_onnx(file: Path, batches: Sequence[dict[str, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
