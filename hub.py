@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.export.hub_folder import (
     OUTPUT_FILES,
@@ -110,7 +110,7 @@ def main() -> None:
     try:
         write(arguments, model, tokenizer)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{arguments.output_dir} cannot be written: {first_sentence(error)}") from None
+        raise UserError(f"{arguments.output_dir} cannot be written: {error_message(error)}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     print(f"Written to {arguments.output_dir}")

@@ -25,7 +25,7 @@ folder; run again after an interruption, it continues from the last checkpoint. 
 each task and seed has a folder of its own in the output folder, beside one table of them all (`results.md`,
 `results.json`, `results.png`) and the files for GLUE's server (`submission/`).
 
-A GLUE task brings ModernBERT's fine-tuning settings (`training/glue_recipes.py`); flags given here win.
+A GLUE task brings ModernBERT's fine-tuning settings (`finetuning/glue_recipes.py`); options given here win.
 """
 
 import json
@@ -50,12 +50,13 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task, load_task_file
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import labels_in_order, load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import load_task_model, match_labels, read_checkpoint
 from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.glue_submission import write_submission
 from modernalbert.finetuning.glue_suite import ALL_TASKS, run_suite
@@ -79,7 +80,7 @@ logger = logging.getLogger("run_glue")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The task and its rows."""
 
     task_name: str | None = field(
         default=None, metadata={"help": f"One of {', '.join(GLUE_TASKS)}, or {ALL_TASKS} of them, one after another."}
@@ -87,11 +88,11 @@ class DataArguments(TaskDataArguments):
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of the Hub: a folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl."
+            "help": "A folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl, read instead of the Hub."
         },
     )
     seeds: list[int] | None = field(
-        default=None, metadata={"help": "A run for each of these seeds, and their mean and deviation."}
+        default=None, metadata={"help": "Run once with each of these seeds, and write their mean and deviation."}
     )
     init_from_mnli: str | None = field(
         default=None,
@@ -103,24 +104,35 @@ class DataArguments(TaskDataArguments):
         },
     )
     text_columns: str | None = field(
-        default=None, metadata={"help": "Without a task: the column of text, or two: premise,hypothesis."}
+        default=None,
+        metadata={"help": "The column of text, or two columns as premise,hypothesis, where no --task_name is given."},
     )
-    label_column: str = field(default="label", metadata={"help": "Without a task: the column of the label."})
+    label_column: str = field(
+        default="label", metadata={"help": "The column of the label, where no --task_name is given."}
+    )
     demo: bool = field(
         default=False,
-        metadata={"help": "Run the whole story on what is shipped: fine-tune, merge, evaluate both, plot."},
+        metadata={"help": "Fine-tune the shipped checkpoint on film reviews, merge it, evaluate both and plot."},
     )
 
 
 @dataclass
 class GlueTrainingArguments(TaskTrainingArguments):
-    """The settings that a task brings are open until the task is known."""
+    """Training arguments whose defaults depend on the task: `None` until it is known."""
 
-    learning_rate: float | None = field(default=None, metadata={"help": "Peak; default: the task's, else 5e-5."})
-    weight_decay: float | None = field(default=None, metadata={"help": "Default: the task's, else 0."})
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the task's, else 3."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: the task's, else 5e-5."}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Weight decay. Default: the task's, else 0."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Number of passes over the training rows. Default: the task's, else 3."}
+    )
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Default: what makes 64 rows a step over all devices for a GLUE task, else 32."}
+        default=None,
+        metadata={
+            "help": "Training batch size of each device. Default: 64 rows a step over all devices for a GLUE task, "
+            "else 32 on each."
+        },
     )
 
 
@@ -173,7 +185,7 @@ def hub_set(name: str) -> DatasetDict:
         return load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever keeps the Hub out of reach
         raise UserError(
-            f"the GLUE data of {name} cannot be fetched from the Hub ({first_sentence(error)}); "
+            f"the GLUE data of {name} cannot be fetched from the Hub ({error_message(error)}); "
             "give --train_file and --validation_file, or --data_dir."
         ) from None
 
@@ -195,9 +207,12 @@ def load_classifier(
     arguments: ModelArguments, task: Task, training: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Task]:
     """A sequence classifier for the task, its tokenizer, and the task with its labels in the classifier's order."""
-    task = replace(task, labels=labels_in_order(read_checkpoint(arguments), task.labels, training))
+    labels, keeps_head = match_labels(read_checkpoint(arguments), task.labels, "SequenceClassification", training)
+    task = replace(task, labels=labels)
     problem = "regression" if task.is_regression else "single_label_classification"
-    model, tokenizer = load_task_model(arguments, AutoModelForSequenceClassification, task.labels, problem_type=problem)
+    model, tokenizer = load_task_model(
+        arguments, AutoModelForSequenceClassification, labels, keeps_head, problem_type=problem
+    )
     return model, tokenizer, task
 
 
@@ -272,7 +287,7 @@ def evaluate(trainer: Trainer, task: Task, data: Dataset, prefix: str, file: Pat
     return output.metrics | {f"{prefix}_samples": len(data)}
 
 
-def run_task(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -338,17 +353,17 @@ def main() -> None:
     if data_arguments.demo:
         from modernalbert.finetuning.demo import run_demo
 
-        run_demo(run_task, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
+        run_demo(run, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
     elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
         words = shlex.join(["run_glue.py", *sys.argv[1:]])
-        run_suite(run_task, model_arguments, data_arguments, training_arguments, words)
+        run_suite(run, model_arguments, data_arguments, training_arguments, words)
     else:
-        run_task(model_arguments, data_arguments, training_arguments)
+        run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-glue`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

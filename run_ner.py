@@ -28,6 +28,7 @@ folder; run again after an interruption, it continues from the last checkpoint.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,13 +46,14 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.conll import check_tag, in_scheme, read_sentences, say_unknown_types
 from modernalbert.data.entity_tags import is_tag, labels_of, scheme_of
 from modernalbert.data.word_windows import by_sentence, encode_sentences
 from modernalbert.evaluation.ner import METRICS, span_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import labels_in_order, load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import label_key, load_task_model, match_labels, read_checkpoint
 from modernalbert.finetuning.task_run import (
     RunResults,
     begin_run,
@@ -72,19 +74,25 @@ logger = logging.getLogger("run_ner")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The sentences and their columns."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Instead of files: a data set of the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Which of its configurations."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, read instead of files."})
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of that data set."})
     text_column: str | None = field(
-        default=None, metadata={"help": "The words: a column's number (from 0; default 0) or name (default tokens)."}
+        default=None,
+        metadata={
+            "help": "The column of words: a number from 0 (default 0) in lines, a name (default tokens) in tables."
+        },
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "The tags: a column's number (default -1) or name (default ner_tags)."}
+        default=None,
+        metadata={"help": "The column of tags: a number (default -1) in lines, a name (default ner_tags) in tables."},
     )
-    max_seq_length: int = field(default=512, metadata={"help": "Tokens of a window; longer sentences take several."})
+    max_seq_length: int = field(
+        default=512, metadata={"help": "Tokens of a window. A longer sentence is read in several."}
+    )
     doc_stride: int | None = field(
-        default=None, metadata={"help": "Tokens that a sentence's next window repeats; default: a quarter of a window."}
+        default=None, metadata={"help": "Tokens that two neighbouring windows share. Default: a quarter of a window."}
     )
 
 
@@ -106,7 +114,7 @@ def load_sentences(arguments: DataArguments) -> dict[str, Dataset]:
     try:
         hub = load_dataset(name, arguments.dataset_config)
     except Exception as error:  # whatever keeps the Hub out of reach
-        raise UserError(f"--dataset_name {name} cannot be fetched: {first_sentence(error)}") from None
+        raise UserError(f"--dataset_name {name} cannot be fetched: {error_message(error)}") from None
     splits = {split: hub[split] for split in ("train", "validation", "test") if split in hub}
     return {split: sentences_of_hub(data, f"{name}, {split}", arguments) for split, data in splits.items()}
 
@@ -130,21 +138,39 @@ def sentences_of_hub(data: Dataset, name: str, arguments: DataArguments) -> Data
     return data.map(take, with_indices=True, remove_columns=data.column_names, desc="Tags")
 
 
-def labels_of_task(model_arguments: ModelArguments, data: dict[str, Dataset], training: bool) -> tuple[str, ...]:
-    """The tags in the order of the head: those of the training rows, or of a trained checkpoint."""
+def labels_of_task(
+    model_arguments: ModelArguments, data: dict[str, Dataset], training: bool
+) -> tuple[tuple[str, ...], bool]:
+    """
+    The tags in the order of the head, and whether the checkpoint's head is kept.
+
+    They are those of the training rows, or without training those of the checkpoint, spelled as the rows spell them.
+    """
     checkpoint = read_checkpoint(model_arguments)
     if not training:
-        if not checkpoint.has_weights or not checkpoint.labels or not all(map(is_tag, checkpoint.labels)):
+        if not checkpoint.has_head("TokenClassification") or not all(map(is_tag, checkpoint.labels)):
             raise UserError(
-                f"--no_do_train needs a model with a head for tags: {checkpoint.name} knows the labels "
-                f"{', '.join(checkpoint.labels) or 'of none'}."
+                f"--no_do_train needs a model with a head for tags: {checkpoint.name} names "
+                f"{', '.join(checkpoint.architectures) or 'no class'}, with the labels "
+                f"{', '.join(checkpoint.labels)}."
             )
-        return checkpoint.labels
-    tags = {tag for sentence in data["train"]["tags"] for tag in sentence}
+        tags = {tag for sentences in data.values() if "tags" in sentences.column_names for tag in _all_tags(sentences)}
+        known = {label[2:] for label in checkpoint.labels if label != "O"}
+        spelling = {label_key(kind): kind for kind in sorted({tag[2:] for tag in tags} - {""})}
+        if len(set(map(label_key, known))) < len(known):
+            spelling = {}  # the head tells types apart by case
+        respelled = {kind: spelling.get(label_key(kind), kind) for kind in known}
+        return tuple(label[:2] + respelled.get(label[2:], label[2:]) for label in checkpoint.labels), True
+    tags = set(_all_tags(data["train"]))
     types = {tag[2:] for tag in tags if tag != "O"}
     if not types:
         raise UserError("the training rows hold no entity: all tags are O (see --label_column).")
-    return labels_in_order(checkpoint, labels_of(types, scheme_of(tags)), training)
+    labels = labels_of(types, scheme_of(tags))
+    return match_labels(checkpoint, labels, "TokenClassification", training)
+
+
+def _all_tags(sentences: Dataset) -> Iterator[str]:
+    return (tag for sentence in sentences["tags"] for tag in sentence)
 
 
 def check_window(data_arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -236,7 +262,7 @@ def evaluate(trainer: TaggingTrainer, sentences: Dataset, rows: Dataset, prefix:
     return output.metrics | {f"{prefix}_samples": len(sentences)}
 
 
-def run_task(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -249,9 +275,9 @@ def run_task(
     data = load_sentences(data_arguments)
     validation_splits = check_splits(training_arguments, list(data))
     choose_best_by(training_arguments, METRICS)
-    labels = labels_of_task(model_arguments, data, training_arguments.do_train)
+    labels, keeps_head = labels_of_task(model_arguments, data, training_arguments.do_train)
     set_seed(training_arguments.seed)
-    model, tokenizer = load_task_model(model_arguments, AutoModelForTokenClassification, labels)
+    model, tokenizer = load_task_model(model_arguments, AutoModelForTokenClassification, labels, keeps_head)
     tokenizer.padding_side = "right"  # so that a token's place in a padded row is its place in the row
     window, overlap = check_window(data_arguments, tokenizer)
     merge_weights = check_merge(
@@ -301,12 +327,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_task(model_arguments, data_arguments, training_arguments)
+    run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-ner`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Pretrain a ModernALBERT by masked words and by distillation from a teacher.
+Pretrain a ModernALBERT with masked language modelling and with distillation from a teacher.
 
     python run_pretraining.py configs/pretraining/nano.json
     python run_pretraining.py --model_name_or_path M --train_sources a.jsonl b.parquet --output_dir O --max_steps 1000
@@ -35,10 +35,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
@@ -48,12 +48,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 
 from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
+from modernalbert.cli.errors import UserError, error_message, explain_loading
+from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.data.corpus import (
     MANIFEST,
@@ -64,7 +66,9 @@ from modernalbert.data.corpus import (
     tokenize_texts,
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
-from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.diagnostics import RouterCallback
+from modernalbert.finetuning.arguments import BaseTrainingArguments
+from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
@@ -74,7 +78,7 @@ from modernalbert.training.teacher_cache import CachedTeacher
 
 logger = logging.getLogger("run_pretraining")
 
-RUN_FILES = (*EARLIER_RUN, PROJECTIONS_FILE)
+OUTPUT_FILES = (*EARLIER_RUN, PROJECTIONS_FILE)
 # Fields whose difference makes a checkpoint one of another model.
 SHAPE_FIELDS = (
     "vocab_size embedding_size hidden_size intermediate_size mol_intermediate_size num_hidden_layers group_depth "
@@ -97,94 +101,129 @@ class ModelArguments:
             "upcycle.py writes one that starts from the teacher's."
         },
     )
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "If not the student's."})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of the tokenizer, if it is not in the student's folder."}
+    )
     teacher_name_or_path: str | None = field(default=None, metadata={"help": "The model to distil from."})
     teacher_dtype: str = field(
-        default="auto", metadata={"help": "float32, bfloat16, float16, or auto: bfloat16 on a GPU, float32 on a CPU."}
+        default="auto",
+        metadata={
+            "help": "Dtype of the teacher: float32, bfloat16, float16, or auto (bfloat16 on a GPU, float32 on a CPU)."
+        },
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Of the student: eager, sdpa, flex_attention or flash_attention_2."}
+        default=None,
+        metadata={"help": "Attention of the student: eager, sdpa, flex_attention or flash_attention_2."},
     )
     teacher_attn_implementation: str | None = field(
-        default=None, metadata={"help": "Of the teacher, likewise; sequences come to it padded."}
+        default=None, metadata={"help": "Attention of the teacher, which reads padded sequences."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
 
 
 @dataclass
 class DataArguments:
-    """Text, and how it becomes rows."""
+    """Text, and how it is packed into rows."""
 
     train_sources: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files (txt, json, jsonl, parquet) or Hub data sets as name[:config[:split]]; each a source."
+            "help": "Files (txt, json, jsonl, also with .gz or .xz, and parquet) or Hub data sets as "
+            "name[:config[:split]]. Each is a source."
         },
     )
     source_weights: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Share of each source in the tokens (with --streaming: in the texts). Default: by size (with "
-            "--streaming: evenly)."
+            "help": "Share of each source in the tokens, or in the texts with --streaming. Default: by size, or even "
+            "with --streaming."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Held-out text."})
-    text_column: str = field(default="text", metadata={"help": "Where the text is in json, jsonl and parquet."})
-    corpus_dir: str | None = field(
-        default=None, metadata={"help": "The tokenised corpus; prepared if it is not there. Default: in --output_dir."}
+    validation_file: str | None = field(default=None, metadata={"help": "A file of held-out text to evaluate on."})
+    text_column: str = field(
+        default="text", metadata={"help": "The column that holds the text in json, jsonl and parquet files."}
     )
-    streaming: bool = field(default=False, metadata={"help": "Tokenise on the way instead of preparing a corpus."})
-    prepare_only: bool = field(default=False, metadata={"help": "Prepare the corpus and stop."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    corpus_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the tokenised corpus, which is prepared if absent. Default: in --output_dir."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Tokenise the text while training, instead of preparing a corpus."}
+    )
+    prepare_only: bool = field(
+        default=False, metadata={"help": "Prepare the corpus and stop; of the models only the tokenizer is loaded."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Number of processes that tokenise the corpus."}
+    )
     max_seq_length: int = field(default=512, metadata={"help": "Longer texts are cut into sequences of this length."})
     row_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a packed row; default: --max_seq_length. A batch has so many rows."}
+        default=None,
+        metadata={"help": "Tokens of a packed row, which holds several sequences. Default: --max_seq_length."},
     )
-    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens to predict."})
+    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens that are masked and predicted."})
     masked_sequence_share: float = field(
-        default=1.0, metadata={"help": "Share of the sequences masked at all; the others serve distillation alone."}
+        default=1.0, metadata={"help": "Share of the sequences that are masked; the others serve distillation only."}
     )
     whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word or none."})
-    max_eval_rows: int = field(default=256, metadata={"help": "Rows of held-out text to evaluate on at most."})
+    max_eval_rows: int = field(default=256, metadata={"help": "Largest number of held-out rows to evaluate on."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+        default=False,
+        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
     )
 
 
 @dataclass
 class DistillationArguments:
-    """The loss: weights of its terms. Without a teacher it is the masked language model alone."""
+    """Weights of the terms of the loss. Without a teacher only the masked language model has one."""
 
-    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language model."})
-    logits_weight: float = field(default=0.0, metadata={"help": "Weight of the KL divergence of logits."})
-    temperature: float = field(default=1.0, metadata={"help": "Of both distributions in that divergence."})
-    logits_positions: str = field(default="masked", metadata={"help": "Where logits are compared: masked or all."})
-    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the distance between hidden states."})
-    hidden_loss: str = field(default="cosine", metadata={"help": "That distance: cosine or mse."})
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language modelling loss."})
+    logits_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the KL divergence from the teacher's logits."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in that divergence."})
+    logits_positions: str = field(
+        default="masked", metadata={"help": "The tokens at which logits are compared: masked or all."}
+    )
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance to the teacher's hidden states."}
+    )
+    hidden_loss: str = field(default="cosine", metadata={"help": "Distance of hidden states: cosine or mse."})
     layer_map: str | None = field(
         default=None,
-        metadata={"help": "Pairs student:teacher, as 0:0,2:4,6:12 (0 = embeddings); default: evenly, ends included."},
+        metadata={
+            "help": "Pairs of layers student:teacher, as 0:0,2:4,6:12 (0 is the embeddings). Default: evenly spaced "
+            "from first to last."
+        },
     )
-    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of mean-pooled sequences."})
+    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of the mean-pooled last states."})
     teacher_input: str | None = field(
         default=None,
         metadata={
-            "help": "What the teacher reads: masked or clean. Default: masked if logits are compared, else clean."
+            "help": "The text that the teacher reads: masked or clean. Default: masked if logits are compared, else "
+            "clean."
         },
     )
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Keep the teacher's answers here, in half precision, so that later passes and other students need "
-            "not ask again. For a prepared corpus and clean input; 2 bytes x width x (tokens x layers + sequences)."
+            "help": "Folder that caches the teacher's outputs in half precision for later passes and other students. "
+            "It needs a prepared corpus and clean input, and takes 2 bytes x width x (tokens x layers + sequences)."
         },
     )
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with defaults that suit pretraining."""
+class PretrainingArguments(BaseTrainingArguments):
+    """The defaults that suit pretraining."""
 
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "steps"
+    DEFAULT_SAVE_STRATEGY: ClassVar[str] = "steps"
+    DEFAULT_EVAL_STEPS: ClassVar[float | None] = 1000
+    DEFAULT_SAVE_STEPS: ClassVar[float] = 1000
+    LOADS_BEST: ClassVar[bool] = False
+
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --validation_file, if there is one."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
     decay_steps: float = field(default=0.1, metadata={"help": "Final decay: a share of all steps below 1, or steps."})
@@ -192,23 +231,31 @@ class PretrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(
         default="warmup_stable_decay", metadata={"help": "warmup_stable_decay, or any schedule of transformers."}
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Of matrices; not of norms and biases."})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Weight decay of matrices; norms and biases have none."}
+    )
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps or no."})
-    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between evaluations."})
-    save_steps: float = field(default=1000, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     peak_tflops: float | None = field(
-        default=None, metadata={"help": "Of one device in the dtype of training (989 for an H100 in bf16): logs MFU."}
+        default=None,
+        metadata={
+            "help": "Peak TFLOPS of one device in the dtype of training (989 for an H100 in bfloat16), to log the "
+            "share that is used (MFU)."
+        },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer reads every column."}
+    )
     dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
+        default=torch.accelerator.is_available(),
+        metadata={"help": "Pin batches in memory, which speeds up their copy to a GPU."},
     )
-    report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
+    report_to: str | None = field(
+        default="none", metadata={"help": "Where to log: tensorboard, trackio, wandb and others, or none."}
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -379,31 +426,33 @@ def validation_rows(
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def load_student(arguments: ModelArguments) -> tuple[ModernALBERTForMaskedLM, PreTrainedTokenizerBase]:
-    """The student and its tokenizer."""
+def load_tokenizer(arguments: ModelArguments) -> tuple[PreTrainedTokenizerBase, ModernALBERTConfig]:
+    """Load the student's tokenizer and configuration."""
     name = arguments.model_name_or_path
     if name is None:
         raise UserError("--model_name_or_path is missing.")
-    try:
+    with explain_loading(f"--model_name_or_path {name}"):
         refuse_original_release(PreTrainedConfig.get_config_dict(name)[0])
         config = ModernALBERTConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name_or_path or name)
+    source = arguments.tokenizer_name_or_path or name
+    flag = "model_name_or_path" if arguments.tokenizer_name_or_path is None else "tokenizer_name_or_path"
+    with explain_loading(f"--{flag} {source}"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    check_tokenizer(tokenizer, config, source)
+    return tokenizer, config
+
+
+def load_student(arguments: ModelArguments, config: ModernALBERTConfig) -> ModernALBERTForMaskedLM:
+    """Load the student in float32; a folder with a configuration only gives random weights."""
+    name = arguments.model_name_or_path
+    with explain_loading(f"--model_name_or_path {name}"):
         if has_no_weights(Path(name)):
             logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
             config._attn_implementation = arguments.attn_implementation
-            student = ModernALBERTForMaskedLM(config)
-        else:
-            student = ModernALBERTForMaskedLM.from_pretrained(
-                name, config=config, attn_implementation=arguments.attn_implementation, dtype=torch.float32
-            )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they do not "
-            "belong together."
+            return ModernALBERTForMaskedLM(config)
+        return ModernALBERTForMaskedLM.from_pretrained(
+            name, config=config, attn_implementation=arguments.attn_implementation, dtype=torch.float32
         )
-    return student, tokenizer
 
 
 def load_teacher(
@@ -414,14 +463,14 @@ def load_teacher(
     max_seq_length: int,
     device: torch.device,
 ) -> PreTrainedModel:
-    """The teacher on its device, checked against the student's vocabulary and the length of the sequences."""
+    """Load the teacher to its device, checked against the student's vocabulary and the length of the sequences."""
     name = arguments.teacher_name_or_path
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     dtypes["auto"] = torch.float32 if device.type == "cpu" else torch.bfloat16
     if arguments.teacher_dtype not in dtypes:
         raise UserError(f"--teacher_dtype {arguments.teacher_dtype} is not allowed: it must be {', '.join(dtypes)}.")
     loader = AutoModelForMaskedLM if distillation.logits_weight else AutoModel
-    try:
+    with explain_loading(f"--teacher_name_or_path {name}"):
         teacher_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
         teacher, loading = loader.from_pretrained(
             name,
@@ -430,8 +479,6 @@ def load_teacher(
             attn_implementation=arguments.teacher_attn_implementation,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"--teacher_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
     if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"the vocabularies of the teacher {name} ({len(teacher_tokenizer)} tokens) and of the student "
@@ -478,7 +525,7 @@ def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> 
             pooled_weight=arguments.pooled_weight,
         )
     except ValueError as error:
-        raise UserError(f"--{first_sentence(error)}") from None
+        raise UserError(f"--{error_message(error)}") from None
     if config.needs_teacher and not has_teacher:
         raise UserError("--teacher_name_or_path is missing: a distillation term has a weight.")
     if has_teacher and not config.needs_teacher:
@@ -499,7 +546,7 @@ def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None
     try:
         theirs = ModernALBERTConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} cannot be resumed: {first_sentence(error)}") from None
+        raise UserError(f"{checkpoint} cannot be resumed: {error_message(error)}") from None
     for name in SHAPE_FIELDS:
         if getattr(theirs, name) != getattr(config, name):
             raise UserError(
@@ -539,7 +586,7 @@ def set_schedule(training: PretrainingArguments) -> None:
         training.lr_scheduler_kwargs = {"num_decay_steps": steps, "decay_type": training.decay_type}
 
 
-def pretrain(
+def run(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     distillation_arguments: DistillationArguments,
@@ -550,74 +597,117 @@ def pretrain(
 
     Returns:
         What `all_results.json` holds; empty if only the corpus was to be prepared.
-    """
-    output_dir = Path(training_arguments.output_dir)
-    overwrite, resume = data_arguments.overwrite_output_dir, training_arguments.resume_from_checkpoint
-    check_processes(training_arguments.world_size, training_arguments.n_gpu)
-    check_numbers(data_arguments, training_arguments)
-    check_reporters(training_arguments.report_to)
-    distillation = distillation_config(distillation_arguments, model_arguments.teacher_name_or_path is not None)
-    if distillation_arguments.teacher_cache_dir is not None and data_arguments.streaming:
-        raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
-    check_output_dir(output_dir, overwrite, resume)
-    check_sources(data_arguments, training_arguments)
-    set_seed(training_arguments.seed)
-    student, tokenizer = load_student(model_arguments)
-    checkpoint = None if overwrite and resume is None else checkpoint_to_resume(output_dir, resume)
-    check_checkpoint(checkpoint, student.config)
 
-    teacher, layer_map, teacher_width = None, (), None
-    if distillation.needs_teacher:
-        teacher_model = load_teacher(
-            model_arguments,
-            distillation,
-            student.config,
-            tokenizer,
-            data_arguments.max_seq_length,
-            training_arguments.device,
-        )
-        teacher_width = teacher_model.config.hidden_size
-        try:
-            layers = student.config.num_hidden_layers, teacher_model.config.num_hidden_layers
-            layer_map = distillation.resolved_layer_map(*layers) if distillation.hidden_weight else ()
-        except ValueError as error:
-            raise UserError(f"--{first_sentence(error)}") from None
-        teacher = Teacher(teacher_model, distillation, layer_map)
-    try:
-        masking = Masking.for_tokenizer(
-            tokenizer,
-            data_arguments.mlm_probability,
-            data_arguments.masked_sequence_share,
-            data_arguments.whole_word_masking,
-        )
-    except ValueError as error:
-        raise UserError(first_sentence(error)) from None
-    model = DistilledStudent(student, distillation, layer_map, teacher_width)
-    check_projections(checkpoint, model)
+    Raises:
+        UserError: the arguments, the text or a checkpoint cannot be used.
+    """
+    distillation = check_arguments(model_arguments, data_arguments, distillation_arguments, training_arguments)
+    tokenizer, config = load_tokenizer(model_arguments)
+    masking = make_masking(data_arguments, tokenizer)
     validation = validation_rows(data_arguments, training_arguments, tokenizer, masking)
     if data_arguments.prepare_only:
         corpus = open_corpus(data_arguments, training_arguments, tokenizer)
         logger.warning(f"{corpus.folder}: {len(corpus):,} sequences, {corpus.num_tokens:,} tokens.")
         return {}
-    has_cache = distillation_arguments.teacher_cache_dir is not None
-    rows = training_rows(data_arguments, training_arguments, tokenizer, masking, with_sequence_indices=has_cache)
-    if has_cache:
-        cache_dir = distillation_arguments.teacher_cache_dir
+
+    output_dir, resume = Path(training_arguments.output_dir), training_arguments.resume_from_checkpoint
+    starts_anew = data_arguments.overwrite_output_dir and resume is None
+    checkpoint = None if starts_anew else checkpoint_to_resume(output_dir, resume)
+    check_checkpoint(checkpoint, config)
+    set_seed(training_arguments.seed)
+    model, teacher = load_models(
+        model_arguments, distillation, config, tokenizer, data_arguments.max_seq_length, training_arguments.device
+    )
+    check_projections(checkpoint, model)
+
+    cache_dir = distillation_arguments.teacher_cache_dir
+    rows = training_rows(
+        data_arguments, training_arguments, tokenizer, masking, with_sequence_indices=cache_dir is not None
+    )
+    if cache_dir is not None:
         with training_arguments.main_process_first(local=False):
             teacher = CachedTeacher(teacher, rows.corpus, cache_dir)
     set_schedule(training_arguments)
+    if data_arguments.overwrite_output_dir and training_arguments.process_index == 0:
+        # Only now that nothing can be refused any more.
+        remove_earlier_run(output_dir, OUTPUT_FILES)
+    trainer = make_trainer(model, teacher, tokenizer, rows, validation, distillation_arguments, training_arguments)
+    return train_and_evaluate(trainer, checkpoint)
+
+
+def check_arguments(
+    model: ModelArguments, data: DataArguments, distillation: DistillationArguments, training: PretrainingArguments
+) -> DistillationConfig:
+    """Refuse what cannot work before anything is loaded; the loss that is asked for."""
+    check_processes(training.world_size, training.n_gpu)
+    check_numbers(data, training)
+    check_reporters(training.report_to)
+    config = distillation_config(distillation, model.teacher_name_or_path is not None)
+    if distillation.teacher_cache_dir is not None and data.streaming:
+        raise UserError("--teacher_cache_dir needs a prepared corpus, not --streaming.")
+    if data.validation_file is None:
+        if training.evaluation_is_asked_for:
+            raise UserError(
+                "--validation_file is missing: --eval_strategy, --load_best_model_at_end or --save_strategy best ask "
+                "for evaluation."
+            )
+        training.eval_strategy = "no"
+    check_output_dir(Path(training.output_dir), data.overwrite_output_dir, training.resume_from_checkpoint)
+    check_sources(data, training)
+    warn_of_slow_bfloat16(training)
+    return config
+
+
+def make_masking(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Masking:
+    """The masking that the arguments ask for."""
+    try:
+        return Masking.for_tokenizer(
+            tokenizer, data.mlm_probability, data.masked_sequence_share, data.whole_word_masking
+        )
+    except ValueError as error:
+        raise UserError(error_message(error)) from None
+
+
+def load_models(
+    arguments: ModelArguments,
+    distillation: DistillationConfig,
+    config: ModernALBERTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    device: torch.device,
+) -> tuple[DistilledStudent, Teacher | None]:
+    """The student with what distillation adds to it, and the teacher where there is one."""
+    student = load_student(arguments, config)
+    if not distillation.needs_teacher:
+        return DistilledStudent(student, distillation, (), None), None
+    teacher = load_teacher(arguments, distillation, student.config, tokenizer, max_seq_length, device)
+    try:
+        layers = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+        layer_map = distillation.resolved_layer_map(*layers) if distillation.hidden_weight else ()
+    except ValueError as error:
+        raise UserError(f"--{error_message(error)}") from None
+    model = DistilledStudent(student, distillation, layer_map, teacher.config.hidden_size)
+    return model, Teacher(teacher, distillation, layer_map)
+
+
+def make_trainer(
+    model: DistilledStudent,
+    teacher: Teacher | CachedTeacher | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset | IterableDataset,
+    validation: list[dict[str, torch.Tensor]] | None,
+    distillation_arguments: DistillationArguments,
+    training_arguments: PretrainingArguments,
+) -> PretrainingTrainer:
+    """A Trainer that distils the model on packed rows."""
+    distillation = model.distillation
     if training_arguments.ddp_find_unused_parameters is None:
         # Without logits the head gets no gradient, without routing the routers; looking for them costs every step.
         has_unused = not (distillation.mlm_weight or distillation.logits_weight)
-        training_arguments.ddp_find_unused_parameters = has_unused or student.config.expert_mixing != "token"
-    if validation is None:
-        training_arguments.eval_strategy = "no"
-
-    if overwrite and training_arguments.process_index == 0:
-        # Only now that nothing can be refused any more.
-        remove_earlier_run(output_dir, RUN_FILES)
+        is_routed = model.student.config.expert_mixing == "token"
+        training_arguments.ddp_find_unused_parameters = has_unused or not is_routed
     teacher_input = distillation_arguments.teacher_input or ("masked" if distillation.logits_weight else "clean")
-    trainer = PretrainingTrainer(
+    return PretrainingTrainer(
         model=model,
         args=training_arguments,
         train_dataset=rows,
@@ -627,16 +717,24 @@ def pretrain(
         teacher_sees_masks=teacher_input == "masked",
         peak_tflops=training_arguments.peak_tflops,
     )
+
+
+def train_and_evaluate(trainer: PretrainingTrainer, checkpoint: str | None) -> dict[str, float]:
+    """Train, save, evaluate if there are rows for it, and write `all_results.json`, which is returned."""
+    RouterCallback.add_to(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     results = dict(outcome.metrics)
     trainer.log_metrics("train", outcome.metrics)
-    if validation is not None:
+    if trainer.eval_dataset is not None and trainer.args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         results |= metrics
     if trainer.is_world_process_zero():
+        output_dir = Path(trainer.args.output_dir)
+        for file in output_dir.glob("*.safetensors"):
+            set_default_mode(file)
         # Written last: its presence says that the run is complete.
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
     return results
@@ -648,12 +746,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    pretrain(*arguments)
+    run(*arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-pretrain`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 
 try:
@@ -52,7 +53,6 @@ except ImportError as error:
 import torch
 import transformers
 from datasets import Dataset
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Transformer
@@ -63,7 +63,8 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, explain_loading
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
@@ -76,7 +77,7 @@ from modernalbert.evaluation.retrieval import (
     search_bm25,
 )
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import check_tokenizer, load_task_model, read_checkpoint
 from modernalbert.finetuning.task_run import (
     MERGE_CALIBRATION_ROWS,
     MERGE_FITTED_ROWS,
@@ -95,7 +96,7 @@ logger = logging.getLogger("run_retrieval")
 # The rows that were trained on, negatives and scores included: a resumed run reads them again, and so can --train_file.
 TRAIN_ROWS = "train_rows.jsonl"
 # What this script leaves in its output folder beside what every task script does.
-WRITTEN = (TRAIN_ROWS, "mteb", "results.md")
+OUTPUT_FILES = (TRAIN_ROWS, "mteb", "results.md")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -103,62 +104,84 @@ WRITTEN = (TRAIN_ROWS, "mteb", "results.md")
 
 @dataclass
 class RetrievalModelArguments(ModelArguments):
-    """Which model."""
+    """The model to start from, its pooling and its prompts."""
 
     pooling: str | None = field(
         default=None,
-        metadata={"help": f"One of {', '.join(Pooling.POOLING_MODES)}; default: mean, or what the folder says."},
+        metadata={
+            "help": f"Pooling of an encoder: {', '.join(Pooling.POOLING_MODES)}. Default: mean, or the folder's own."
+        },
     )
     query_prompt: str | None = field(
-        default=None, metadata={"help": "Put before every query, and saved with the model; default: the folder's own."}
+        default=None,
+        metadata={"help": "Text to put before every query, saved with the model. Default: the folder's own."},
     )
-    corpus_prompt: str | None = field(default=None, metadata={"help": "Put before every document, likewise."})
+    corpus_prompt: str | None = field(
+        default=None,
+        metadata={"help": "Text to put before every document, saved with the model. Default: the folder's own."},
+    )
 
 
 @dataclass
 class DataArguments(BaseDataArguments):
-    """Which data."""
+    """The training rows, the sets to evaluate on, and the loss."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Rows of anchor, positive, any negative... and, for distillation, a list of scores."},
+        metadata={"help": "File of rows with anchor, positive, any negative... and, for distillation, scores."},
     )
     train_folder: str | None = field(
-        default=None, metadata={"help": "Or a set in BEIR's form: each relevant document of each query is a row."}
+        default=None,
+        metadata={"help": "A set in BEIR's form to train on: each relevant document of each query is a row."},
     )
-    train_split: str = field(default="train", metadata={"help": "The judgements of --train_folder to train on."})
-    evaluation_folders: list[str] = field(default_factory=list, metadata={"help": "Sets in BEIR's form."})
-    evaluation_split: str = field(default="test", metadata={"help": "The judgements to evaluate by."})
+    train_split: str = field(default="train", metadata={"help": "Split of --train_folder to train on."})
+    evaluation_folders: list[str] = field(
+        default_factory=list, metadata={"help": "Sets in BEIR's form to evaluate on."}
+    )
+    evaluation_split: str = field(default="test", metadata={"help": "Split of --evaluation_folders to evaluate on."})
     mteb_tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Retrieval tasks of MTEB by name; it fetches their data."}
+        default_factory=list, metadata={"help": "Names of retrieval tasks of MTEB, which fetches their data."}
     )
-    bm25: bool = field(default=False, metadata={"help": "Put BM25 beside the model on --evaluation_folders."})
+    bm25: bool = field(default=False, metadata={"help": "Evaluate BM25 too, on --evaluation_folders."})
     mine_hard_negatives: int = field(
-        default=0, metadata={"help": "So many negatives for each pair, found by the teacher or else by the model."}
+        default=0,
+        metadata={"help": "Number of negatives to find for each pair, by the teacher or else by the model."},
     )
     teacher: str | None = field(
         default=None,
-        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt too."},
+        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt."},
     )
-    distillation: str = field(default="kl", metadata={"help": f"How: {' or '.join(DISTILLATIONS)}."})
+    distillation: str = field(
+        default="kl", metadata={"help": f"Loss of the teacher's scores: {' or '.join(DISTILLATIONS)}."}
+    )
     mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows in memory at once: large batches in little memory, at more time."}
+        default=None,
+        metadata={"help": "Rows that are in memory at once: large batches need less memory and more time."},
     )
     matryoshka_dims: list[int] | None = field(
-        default=None, metadata={"help": "Train, and evaluate, the first so many dimensions as embeddings too."}
+        default=None,
+        metadata={"help": "Numbers of first dimensions that are trained and evaluated as embeddings too."},
     )
-    encode_processes: int = field(default=1, metadata={"help": "Processes that encode, each on a GPU if there are."})
+    encode_processes: int = field(
+        default=1, metadata={"help": "Number of processes that encode, each on a GPU of its own where there are GPUs."}
+    )
 
 
 @dataclass
 class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrainingArguments):
     """sentence-transformers' training arguments with defaults that suit retrieval."""
 
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "no"
+
     do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
     do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    eval_strategy: str = field(
-        default="no", metadata={"help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no."}
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no. Default: no, or "
+            "whenever a checkpoint is saved with --load_best_model_at_end."
+        },
     )
     batch_sampler: str = field(
         default="no_duplicates",
@@ -215,6 +238,7 @@ def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> Sen
         module = transformer_around(encoder, name, arguments.trust_remote_code)
         pooling = Pooling(module.get_embedding_dimension(), arguments.pooling or "mean")
         model = SentenceTransformer(modules=[module, pooling])
+    check_tokenizer(model.tokenizer, model.transformers_model.config, name)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise UserError(
             f"{name}: its similarity {model.similarity_fn_name!r} is not allowed: it must be cosine or dot."
@@ -241,14 +265,12 @@ def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: b
 
 def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
     """A sentence-transformers model by folder or Hub name, in float32."""
-    try:
+    with explain_loading(f"{flag} {name}"):
         return SentenceTransformer(
             name,
             trust_remote_code=arguments.trust_remote_code,
             model_kwargs={"dtype": torch.float32, "attn_implementation": arguments.attn_implementation},
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"{flag} {name} cannot be loaded: {first_sentence(error)}") from None
 
 
 # --- training rows ---------------------------------------------------------------------------------------------------
@@ -257,7 +279,7 @@ def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -
 def training_rows(
     data: DataArguments, model: SentenceTransformer, arguments: RetrievalModelArguments, batch_size: int
 ) -> Dataset:
-    """What to train on: read, with negatives mined and a teacher's scores if they are asked for."""
+    """Read the training rows, with negatives mined and a teacher's scores where they are asked for."""
     documents = None
     if data.train_file is not None:
         rows = read_row_file(data.train_file)
@@ -287,7 +309,7 @@ def training_rows(
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-class Figures:
+class RetrievalResults:
     """
     The metrics of every system on every set: kept as files, summed up in a table.
 
@@ -326,7 +348,7 @@ class Figures:
             self.add(system, data.name, {name: scores[0][name] for name in METRICS}, title_of(data))
         return scores is not None
 
-    def flat(self, name: str) -> dict[str, float]:
+    def flatten(self, name: str) -> dict[str, float]:
         """A set's figures as they are called in `all_results.json`."""
         return {
             f"{name}_{metric}" if system == "model" else f"{system}_{name}_{metric}": value
@@ -385,7 +407,7 @@ def rank(
         queries = model.encode_query(
             list(data.queries.values()), batch_size=batch_size, pool=pool, show_progress_bar=False
         )
-        comparing = {"normalise": model.similarity_fn_name == "cosine", "device": model.device}
+        comparing = {"normalize": model.similarity_fn_name == "cosine", "device": model.device}
         return {number: search(queries, documents, dimensions=number, **comparing) for number in dimensions}
 
 
@@ -404,7 +426,7 @@ def evaluate_encoder(
     system: str,
     model: SentenceTransformer,
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -425,7 +447,7 @@ def evaluate_encoder(
                 figures.measure(name, data, rankings[number], seconds, training_arguments.do_predict)
 
 
-def evaluate_bm25(sets: list[RetrievalSet], figures: Figures, rankings: bool) -> None:
+def evaluate_bm25(sets: list[RetrievalSet], figures: RetrievalResults, rankings: bool) -> None:
     for data in sets:
         start = time.perf_counter()
         ranking = search_bm25(list(data.queries.values()), data.corpus)
@@ -449,7 +471,9 @@ def mteb_tasks(names: list[str]) -> list:
     return tasks
 
 
-def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, batch_size: int, reuse: bool) -> None:
+def evaluate_mteb(
+    model: SentenceTransformer, tasks: list, figures: RetrievalResults, batch_size: int, reuse: bool
+) -> None:
     """Run MTEB's own evaluation of a model; `reuse` takes what a run that was cut off has finished."""
     if not tasks:
         return
@@ -464,7 +488,7 @@ def evaluate_mteb(model: SentenceTransformer, tasks: list, figures: Figures, bat
             try:
                 outcome = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": batch_size})
             except Exception as error:  # whatever keeps the task's data out of reach
-                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {first_sentence(error)}") from None
+                raise UserError(f"--mteb_tasks {name} cannot be evaluated: {error_message(error)}") from None
             (result,) = outcome.task_results
             file.parent.mkdir(parents=True, exist_ok=True)
             result.to_disk(file)
@@ -479,7 +503,7 @@ def merge_and_evaluate(
     model: SentenceTransformer,
     weights: str | list[float],
     sets: list[RetrievalSet],
-    figures: Figures,
+    figures: RetrievalResults,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
 ) -> None:
@@ -523,7 +547,7 @@ def merge_and_evaluate(
     merged.save_pretrained(str(folder / "folded"), create_model_card=False)
 
 
-def run_retrieval(
+def run(
     model_arguments: RetrievalModelArguments,
     data_arguments: DataArguments,
     training_arguments: RetrievalTrainingArguments,
@@ -552,7 +576,7 @@ def run_retrieval(
     if model_arguments.merge_after is not None:
         merge_weights = check_merge(model_arguments.merge_after, model.transformers_model, True)
     batch_size = training_arguments.per_device_eval_batch_size
-    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=WRITTEN)
+    checkpoint = begin_run(model_arguments, data_arguments, training_arguments, reused=OUTPUT_FILES)
 
     rows, loss = None, None
     if training_arguments.do_train:
@@ -587,7 +611,7 @@ def run_retrieval(
         results.train(checkpoint)
     if training_arguments.do_eval:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = Figures(folder)
+        figures = RetrievalResults(folder)
         # All processes encode, the first does the rest.
         with distributed_evaluation(model) as is_first:
             if is_first:
@@ -598,7 +622,7 @@ def run_retrieval(
                 if merge_weights is not None:
                     merge_and_evaluate(model, merge_weights, sets, figures, data_arguments, training_arguments)
                 for name in figures.metrics:
-                    results.keep(name, figures.flat(name))
+                    results.keep(name, figures.flatten(name))
                 (folder / "results.md").write_text(figures.markdown())
                 print(figures.markdown())
     return results.write()
@@ -613,12 +637,12 @@ def main() -> None:
     )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_retrieval(model_arguments, data_arguments, training_arguments)
+    run(model_arguments, data_arguments, training_arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-retrieval`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ from transformers import (
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
 from modernalbert.data.squad import Question, read_squad, rows_to_questions
 from modernalbert.evaluation.squad import METRICS, best_thresholds, squad_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
@@ -77,24 +78,28 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The questions, and how they are read and answered."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "squad, squad_v2, or any Hub data set with their columns; instead of files."}
+        default=None,
+        metadata={"help": "squad, squad_v2, or any Hub data set with their columns, read instead of files."},
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Refuse data with answers that do not stand where answer_start says, instead of counting."},
+        metadata={"help": "Refuse answers that do not stand where their answer_start says, instead of counting them."},
     )
     max_seq_length: int = field(
-        default=384, metadata={"help": "Tokens in a window. A longer context gives several; padding goes by batch."}
+        default=384, metadata={"help": "Tokens of a window. A longer context is read in several."}
     )
     doc_stride: int = field(default=128, metadata={"help": "Tokens that two neighbouring windows share."})
-    n_best_size: int = field(default=20, metadata={"help": "Candidates to keep for each question."})
+    n_best_size: int = field(default=20, metadata={"help": "Number of candidate answers to keep for each question."})
     max_answer_length: int = field(default=30, metadata={"help": "Longest answer to predict, in tokens."})
     null_score_diff_threshold: float | None = field(
         default=None,
-        metadata={"help": "No answer if its odds are above; default: what gives the best F1 on the validation rows."},
+        metadata={
+            "help": "Answer nothing where the odds of no answer are above this. Default: the value of the best F1 on "
+            "the validation rows."
+        },
     )
 
 
@@ -116,7 +121,7 @@ def load_questions(arguments: DataArguments) -> dict[str, list[Question]]:
         hub = load_dataset(HUB_NAMES.get(name, name))
     except Exception as error:  # whatever keeps the Hub out of reach
         raise UserError(
-            f"--dataset_name {name} cannot be fetched from the Hub ({first_sentence(error)}); "
+            f"--dataset_name {name} cannot be fetched from the Hub ({error_message(error)}); "
             "give --train_file and --validation_file."
         ) from None
     return {
@@ -225,14 +230,19 @@ def windows_key(
 def load_reader(arguments: ModelArguments, training: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with a head for spans, and its tokenizer."""
     checkpoint = read_checkpoint(arguments)
-    # Some heads take their two outputs, start and end, from the number of labels.
-    model, tokenizer = load_task_model(arguments, AutoModelForQuestionAnswering, num_labels=2)
-    check_tokenizer(tokenizer)
-    saved = model.config.architectures or ["no head"]
-    if not training and not (checkpoint.has_weights and any("QuestionAnswering" in name for name in saved)):
+    # A classifier of two labels has an output layer of the same size.
+    keeps_head = checkpoint.has_head("QuestionAnswering")
+    if not training and not keeps_head:
+        saved = ", ".join(checkpoint.architectures) or "no class"
         raise UserError(
-            f"--no_do_train needs a model with a head for question answering: {checkpoint.name} has {', '.join(saved)}."
+            f"--no_do_train needs a model with a head for question answering: {checkpoint.name} names {saved}"
+            f"{'' if checkpoint.has_weights else ', without weights'}."
         )
+    # Some heads take their two outputs, start and end, from the number of labels.
+    model, tokenizer = load_task_model(
+        arguments, AutoModelForQuestionAnswering, ("LABEL_0", "LABEL_1"), keeps_head=keeps_head
+    )
+    check_tokenizer(tokenizer)
     # Logits are matched with tokens from the left.
     tokenizer.padding_side = "right"
     return model, tokenizer
@@ -336,7 +346,7 @@ def evaluate(
     return metrics, threshold
 
 
-def run_squad(
+def run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
     """
@@ -395,12 +405,12 @@ def main() -> None:
     arguments = parse_arguments(ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    run_squad(*arguments)
+    run(*arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-squad`."""
-    run(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

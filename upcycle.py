@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.cli.output_folders import atomic_folder, check_replaceable
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.data.corpus import TokenizedCorpus, load_texts
@@ -130,7 +130,7 @@ def main() -> None:
         teacher = (AutoModel if is_bert else AutoModelForMaskedLM).from_pretrained(name, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(first_sentence(error)) from None
+        raise UserError(error_message(error)) from None
     for option in ("layer_map", "experts"):
         if is_bert and getattr(arguments, option) != getattr(UpcycleArguments, option):
             raise UserError(
@@ -158,7 +158,7 @@ def main() -> None:
                 return upcycle_bert(teacher, config, fit_rows if layer_map == FITTED else None, counts)
             return upcycle_modernbert(teacher, config, layer_map, experts, counts)
         except ValueError as error:
-            raise UserError(first_sentence(error)) from None
+            raise UserError(error_message(error)) from None
 
     if is_bert:
         options = [(FITTED if fit_rows else EMBEDDING, "zero")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from modernalbert.cli.errors import first_sentence
+from modernalbert.cli.errors import error_message
 
 
 GPU_SECONDS, GPU_WARM_UP = 0.02, 5
@@ -32,7 +32,7 @@ def available_device(text: str) -> str:
     try:
         torch.empty(1, device=text)
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text} cannot be used: {first_sentence(error)}") from None
+        raise argparse.ArgumentTypeError(f"{text} cannot be used: {error_message(error)}") from None
     return text
 
 

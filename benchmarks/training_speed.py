@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.data.corpus import FORMAT_VERSION, MANIFEST, TokenizedCorpus
 from modernalbert.data.packing import Masking, PackedRows
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, TeacherOutputs
@@ -153,7 +153,7 @@ def main() -> None:
     try:
         config = ModernALBERTConfig.from_pretrained(arguments.config)
     except (OSError, ValueError) as error:
-        raise UserError(f"--config {arguments.config} cannot be used: {first_sentence(error)}") from None
+        raise UserError(f"--config {arguments.config} cannot be used: {error_message(error)}") from None
     config._attn_implementation = arguments.attn_implementation
 
     with tempfile.TemporaryDirectory() as folder:

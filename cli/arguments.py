@@ -18,12 +18,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,6 +46,11 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
         usage="%(prog)s [arguments.json] [options]",
         formatter_class=_HelpFormatter,
     )
+    for dataclass_type in dataclass_types:
+        for option in fields(dataclass_type):
+            # A switch that is open until the other options are known; transformers adds --no_ to those that are on.
+            if option.default is None and option.metadata.get("const") is True:
+                parser.add_argument(f"--no_{option.name}", dest=option.name, action="store_false", default=None)
     arguments, file = sys.argv[1:], None
     if arguments and arguments[0].endswith(".json"):
         file = arguments[0]
@@ -52,7 +58,7 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: {first_sentence(error)}" if file else first_sentence(error)) from None
+        raise UserError(f"{file}: {error_message(error)}" if file else error_message(error)) from None
     if unknown:
         where = f"{file}: " if file else ""
         raise UserError(f"{where}unrecognized arguments: {' '.join(unknown)} (see --help).")
@@ -66,7 +72,7 @@ def arguments_of_file(file: Path) -> list[str]:
     except OSError:
         raise UserError(f"{file}: no such file.") from None
     except ValueError as error:
-        raise UserError(f"{file}: it is not JSON: {first_sentence(error)}") from None
+        raise UserError(f"{file}: it is not JSON: {error_message(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: it must hold an object of arguments and values.")
     arguments = []
@@ -107,4 +113,4 @@ def check_reporters(names: Sequence[str]) -> None:
         for callback in get_reporting_integration_callbacks(names):
             callback()
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--report_to {' '.join(names)} is not allowed: {first_sentence(error)}") from None
+        raise UserError(f"--report_to {' '.join(names)} is not allowed: {error_message(error)}") from None

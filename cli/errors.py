@@ -11,18 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A user's mistake is one sentence instead of a traceback."""
+"""Errors that a user can mend: one sentence instead of a traceback."""
 
+import contextlib
+import pickle
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import distributed
 
 
+# What libraries raise for a folder or file that is missing, cut short, or not what it should be.
+LOADING_ERRORS = (OSError, ValueError, ImportError, EOFError, SafetensorError, pickle.UnpicklingError)
+
+
 class UserError(ValueError):
-    """A mistake of the user's, said in one sentence. Commands print it and exit with code 2."""
+    """A mistake of the user's, in a whole sentence. Commands print it and exit with code 2."""
 
 
 def run(main: Callable[[], object]) -> None:
@@ -48,17 +56,46 @@ def run(main: Callable[[], object]) -> None:
 
 def leave_process_group() -> None:
     """
-    On several processes: part. The threads of a group that is still there when Python ends may abort the process.
+    Leave the process group of a run on several processes, if there is one.
 
-    Those of a destroyed one, too: it lives on with the models that were spread over it (a sharded one's for good, as
-    torch keeps device meshes), and to give back the tensors of its last work they need the interpreter, which they get
-    while this thread sleeps.
+    The threads of a group that still exists when Python ends may abort the process. So may those of a destroyed group:
+    it lives on with the models that were spread over it (a sharded model's for good, as torch keeps device meshes), and
+    its threads need the interpreter to free the tensors of their last work. They get it while this thread sleeps.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
         time.sleep(0.5)
 
 
-def first_sentence(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+# A message of a library is shown whole up to so many characters, and else up to the end of a sentence.
+MESSAGE_LENGTH = 600
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[<])")
+
+
+def error_message(error: BaseException) -> str:
+    """
+    A library's message on one line: whole if it is short, else the sentences at its beginning.
+
+    A sentence is never cut: one that is longer than `MESSAGE_LENGTH` is shown to its end. An exception without a
+    message gives its class name.
+    """
+    text = str(error).strip() or type(error).__name__
+    if len(text) > MESSAGE_LENGTH:
+        text = text.split("\n\n")[0]
+    kept = ""
+    for sentence in _SENTENCE_END.split(" ".join(text.split())):
+        if kept and len(kept) + len(sentence) > MESSAGE_LENGTH:
+            break
+        kept += f" {sentence}" if kept else sentence
+    return kept
+
+
+@contextlib.contextmanager
+def explain_loading(what: str) -> Iterator[None]:
+    """Turn a library's error in this block into a UserError: `what` cannot be loaded, and why."""
+    try:
+        yield
+    except UserError:
+        raise
+    except LOADING_ERRORS as error:
+        raise UserError(f"{what} cannot be loaded: {error_message(error)}") from None

@@ -41,8 +41,9 @@ def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
+        for path in (temporary, *temporary.rglob("*")):
+            set_default_mode(path)
         old = None
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -52,6 +53,17 @@ def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Pa
             shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def set_default_mode(path: Path) -> None:
+    """
+    Give a file or folder the mode that the user's umask gives to new ones.
+
+    Libraries that write to a temporary file first (safetensors) leave files that only their owner can read.
+    """
+    if not path.is_symlink():
+        is_executable = path.is_dir() or path.stat().st_mode & 0o100
+        path.chmod((0o777 if is_executable else 0o666) & ~_umask())
 
 
 def check_replaceable(folder: str | Path, replaceable: Sequence[str]) -> None:

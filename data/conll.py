@@ -23,6 +23,7 @@ from datasets import Dataset
 from modernalbert.cli.errors import UserError
 from modernalbert.data.entity_tags import is_iob1, is_tag, spans_of, tags_of
 from modernalbert.data.tables import read_rows
+from modernalbert.data.text_files import DAMAGED, damaged, kind_of, open_text
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ NEW_DOCUMENT = "-DOCSTART-"
 
 def read_sentences(file: str, text_column: str | None, label_column: str | None, with_tags: bool = True) -> Dataset:
     """
-    The sentences of a file: a table of lists (".json", ".jsonl", ".parquet"), or else lines of one word.
+    Read the sentences of a file: a table of lists (".json", ".jsonl", ".parquet"), or else lines of one word.
 
     A line holds a word and its tags, in columns parted by tabs or, where there are none, by spaces; an empty line ends
     the sentence, and so does a line of -DOCSTART-.
@@ -49,7 +50,7 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
     Raises:
         UserError: naming file and line.
     """
-    if Path(file).suffix in TABLES:
+    if kind_of(file) in TABLES:
         rows = _read_table(file, text_column or "tokens", label_column or "ner_tags", with_tags)
     else:
         rows = _read_lines(file, _number(text_column, "text", 0), _number(label_column, "label", -1), with_tags)
@@ -59,7 +60,7 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
 
 
 def check_tag(tag, place: str) -> str:
-    """The tag, if it is one."""
+    """Return the tag; a UserError if it is none."""
     if is_tag(tag):
         return tag
     raise UserError(
@@ -69,7 +70,7 @@ def check_tag(tag, place: str) -> str:
 
 def in_scheme(sentences: Dataset, scheme: str, name: str) -> Dataset:
     """
-    The tags in the scheme IOB2 or IOBES, whatever they were; what is odd about them is counted and said.
+    Bring the tags into the scheme IOB2 or IOBES, whatever they were; irregular ones are counted in a warning.
 
     Args:
         name: What to call the sentences in messages.
@@ -116,9 +117,12 @@ def _read_lines(file: str, text_column: int, label_column: int, with_tags: bool)
     if not Path(file).is_file():
         raise UserError(f"{file}: no such file.")
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
+        with open_text(file) as handle:
+            lines = handle.read().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}).") from None
+    except DAMAGED as error:
+        raise damaged(file, error) from None
     sentences, width = [], None
     is_open = has_tags = False
     for number, line in enumerate(lines, start=1):

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.data.text_files import COMPRESSIONS, DAMAGED, check_whole, damaged, kind_of, open_binary
 
 
 MANIFEST = "corpus.json"
@@ -124,7 +125,7 @@ class TokenizedCorpus:
                 f"{max_seq_length}."
             )
         inputs = [description for files in self.manifest["inputs"].values() for description in files]
-        names = [Path(source).name if Path(source).suffix in TEXT_KINDS else source for source in sources]
+        names = [Path(source).name if kind_of(source) in TEXT_KINDS else source for source in sources]
         asked = [describe_input(source) for source in sources if Path(source).is_file()]
         same_names = names == [description["name"] for description in inputs]
         if sources and not (same_names and all(description in inputs for description in asked)):
@@ -135,7 +136,7 @@ class TokenizedCorpus:
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of token -> id."""
+    """Hash the vocabulary, token -> id."""
     text = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
@@ -195,20 +196,20 @@ def prepare_corpus(
 
 
 def describe_input(file: str) -> dict:
-    """What tells an input from another: name and size of a file, the name alone of a Hub data set."""
+    """Describe an input: name and size of a file, the name alone of a Hub data set."""
     path = Path(file)
     return {"name": path.name, "bytes": path.stat().st_size} if path.is_file() else {"name": file}
 
 
 def token_features():
-    """The one column of a tokenised source: `input_ids`, lists of int32."""
+    """Return the type of the one column of a tokenised source: `input_ids`, lists of int32."""
     from datasets import Features, List, Value
 
     return Features({"input_ids": List(Value("int32"))})
 
 
 def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> dict:
-    """Texts -> sequences of at most `max_seq_length` tokens; a long text gives several, an empty one none."""
+    """Tokenise texts to sequences of up to `max_seq_length` tokens; a long text gives several, an empty one none."""
     texts = tokenizable(texts)
     if not texts:
         return {"input_ids": []}
@@ -239,7 +240,7 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
             data = load_dataset(name, config or None, split=split or "train", streaming=streaming)
         except Exception as error:  # whatever keeps the Hub out of reach
             raise UserError(
-                f"{files[0]}: neither a file nor a data set that can be fetched from the Hub ({first_sentence(error)})."
+                f"{files[0]}: neither a file nor a data set that can be fetched from the Hub ({error_message(error)})."
             ) from None
     else:
         kinds = {check_text_file(Path(file)) for file in files}
@@ -250,15 +251,15 @@ def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
         try:
             data = load_dataset(kind, data_files=list(files), split="train", streaming=streaming, **arguments)
         except Exception as error:
-            raise UserError(f"{', '.join(files)}: {first_sentence(error.__cause__ or error)}") from None
+            raise UserError(f"{', '.join(files)}: {error_message(error.__cause__ or error)}") from None
     if text_column not in (data.column_names or [text_column]):
         raise UserError(
             f"{', '.join(files)}: there is no column {text_column!r}; columns: {', '.join(data.column_names)}."
         )
     if streaming:
         check_stream(data, files, text_column)
-    elif len(data) and not any(isinstance(text, str) for text in data[:STREAM_PEEK][text_column]):
-        raise UserError(f"{', '.join(files)}: the column {text_column!r} holds no text in its first rows.")
+    elif not tokenizable(data[:STREAM_PEEK][text_column]):
+        raise UserError(f"{', '.join(files)}: there is no text in its first {STREAM_PEEK:,} rows.")
     return data
 
 
@@ -277,18 +278,18 @@ def check_stream(rows: Iterable[dict], files: Sequence[str], text_column: str) -
     except UserError:
         raise
     except Exception as error:  # of whatever library reads the files
-        raise UserError(f"{', '.join(files)}: {first_sentence(error.__cause__ or error)}") from None
+        raise UserError(f"{', '.join(files)}: {error_message(error.__cause__ or error)}") from None
     raise UserError(f"{', '.join(files)}: there is no text in its first {STREAM_PEEK:,} rows.")
 
 
 def tokenizable(texts: list[str | None]) -> list[str]:
-    """The texts that are neither missing nor blank; a number is none."""
+    """Keep the texts that are neither missing nor blank; a number is no text."""
     return [text for text in texts if isinstance(text, str) and text and not text.isspace()]
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is meant as a file; else it is a data set of the Hub."""
-    return Path(source).exists() or Path(source).suffix in TEXT_KINDS
+    """Tell whether a source is meant as a file; else it is a data set of the Hub."""
+    return Path(source).exists() or kind_of(source) in TEXT_KINDS
 
 
 def check_text_files(sources: Sequence[str]) -> None:
@@ -299,16 +300,22 @@ def check_text_files(sources: Sequence[str]) -> None:
 
 
 def check_text_file(path: Path) -> str:
-    """The `datasets` builder that reads a file; a UserError if none does, or if it is empty or binary."""
-    if path.suffix not in TEXT_KINDS:
-        raise UserError(f"{path}: it must end in {', '.join(TEXT_KINDS)}.")
+    """Return the `datasets` builder for a file; a UserError if there is none, or it is empty, cut short or binary."""
+    kind = kind_of(path)
+    if kind not in TEXT_KINDS or (kind == ".parquet" and path.suffix != kind):
+        raise UserError(
+            f"{path}: it must end in {', '.join(TEXT_KINDS)}, or in one of {', '.join(COMPRESSIONS)} behind them."
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
-    if path.suffix != ".parquet":
-        with open(path, "rb") as file:
-            start = file.read(4096)
+    if kind != ".parquet":
+        try:
+            with open_binary(path) as file:
+                start = file.read(4096)
+        except DAMAGED as error:
+            raise damaged(path, error) from None
         if b"\0" in start:
             raise UserError(f"{path}: the file is binary, not text.")
         try:
@@ -317,4 +324,5 @@ def check_text_file(path: Path) -> str:
         except UnicodeDecodeError as error:
             if error.start < len(start) - 4:
                 raise UserError(f"{path}: the file is not UTF-8 text (byte {error.start}).") from None
-    return TEXT_KINDS[path.suffix]
+    check_whole(path)
+    return TEXT_KINDS[kind]

@@ -17,7 +17,8 @@ import csv
 import json
 from pathlib import Path
 
-from modernalbert.cli.errors import UserError
+from modernalbert.cli.errors import UserError, error_message
+from modernalbert.data.text_files import COMPRESSIONS, DAMAGED, damaged, kind_of, open_text
 
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -27,44 +28,56 @@ def read_rows(file: str) -> list[tuple[str, dict]]:
     """
     Read a file of rows.
 
-    A ".json" file is either one array of objects or one object per line.
+    A ".json" file is either one array of objects or one object per line. All but parquet may be compressed (".gz",
+    ".xz").
 
     Returns:
         Pairs of a place ("train.csv, line 7") and the row.
 
     Raises:
-        UserError: the file is missing, empty, of unknown type, or malformed.
+        UserError: the file is missing, empty, of unknown type, cut short, or malformed.
     """
-    path = Path(file)
+    path, kind = Path(file), kind_of(file)
     if not path.is_file():
         raise UserError(f"{file}: no such file.")
-    if path.suffix not in SUFFIXES:
+    if kind not in SUFFIXES or (kind == ".parquet" and path.suffix != kind):
         raise UserError(
-            f"{file}: the file type {path.suffix!r} is not allowed: it must be one of {', '.join(SUFFIXES)}."
+            f"{file}: the file type {path.suffix!r} is not allowed: it must be one of {', '.join(SUFFIXES)}, or one of "
+            f"{', '.join(COMPRESSIONS)} behind them."
         )
     try:
-        if path.suffix == ".parquet":
-            import pandas as pd  # here alone: the other kinds are read without it
-
-            rows = [(f"{file}, row {i}", row) for i, row in enumerate(pd.read_parquet(path).to_dict("records"))]
-        elif path.suffix in (".csv", ".tsv"):
-            rows = _read_csv(file, "\t" if path.suffix == ".tsv" else ",")
+        if kind == ".parquet":
+            rows = _read_parquet(file)
+        elif kind in (".csv", ".tsv"):
+            rows = _read_csv(file, "\t" if kind == ".tsv" else ",")
         else:
             rows = _read_json(file)
     except UserError:
         raise  # said with its place
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}).") from None
+    except DAMAGED as error:
+        raise damaged(file, error) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+        raise UserError(f"{file}: cannot be read: {error_message(error)}") from None
     if not rows:
         raise UserError(f"{file}: holds no rows.")
     return rows
 
 
+def _read_parquet(file: str) -> list[tuple[str, dict]]:
+    import pandas as pd  # here alone: the other kinds are read without it
+
+    def plain(value):
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    rows = pd.read_parquet(file).to_dict("records")
+    return [(f"{file}, row {i}", {name: plain(value) for name, value in row.items()}) for i, row in enumerate(rows)]
+
+
 def _read_csv(file: str, delimiter: str) -> list[tuple[str, dict]]:
     rows = []
-    with open(file, encoding="utf-8-sig", newline="") as handle:
+    with open_text(file, newline="") as handle:
         # Tab-separated files, GLUE's among them, hold quotes as they are.
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         reader = csv.DictReader(handle, delimiter=delimiter, quoting=quoting, strict=True)
@@ -82,21 +95,22 @@ def _read_csv(file: str, delimiter: str) -> list[tuple[str, dict]]:
 
 
 def _read_json(file: str) -> list[tuple[str, dict]]:
-    text = Path(file).read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
+    with open_text(file) as handle:
+        start = handle.read(1)
+        while start.isspace():
+            start = handle.read(1)
+    rows = []
+    with open_text(file) as handle:
         try:
-            rows = [(f"{file}, entry {i}", row) for i, row in enumerate(json.loads(text))]
+            if start == "[":
+                rows = [(f"{file}, entry {i}", row) for i, row in enumerate(json.loads(handle.read()))]
+            else:
+                for number, line in enumerate(handle, start=1):
+                    if line.strip():
+                        rows.append((f"{file}, line {number}", json.loads(line)))
         except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append((f"{file}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}, column {error.colno}: {error.msg}.") from None
+            line = error.lineno if start == "[" else number
+            raise UserError(f"{file}, line {line}, column {error.colno}: {error.msg}.") from None
     for place, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{place}: a row must be an object with named columns.")

@@ -35,7 +35,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modernalbert import MoLConfig
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.data.glue_tasks import GLUE_TASKS
 from modernalbert.data.sentences import load_task_file
 from modernalbert.finetuning.arguments import TaskTrainingArguments
@@ -85,7 +85,7 @@ def main() -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model_name_or_path cannot be loaded: {first_sentence(error)}") from None
+        raise UserError(f"--model_name_or_path cannot be loaded: {error_message(error)}") from None
     for pair in arguments.tasks:
         name, _, folder = pair.partition("=")
         if name not in GLUE_TASKS or not folder:

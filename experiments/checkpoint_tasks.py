@@ -53,7 +53,7 @@ import numpy as np
 from datasets import Dataset
 
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, first_sentence, run
+from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.data.beir import load_retrieval_set
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import load_task_file
@@ -337,7 +337,7 @@ def run_baseline(
         except UserError:
             raise
         except ValueError as error:  # scikit-learn's word on too few rows, or on texts without words
-            raise UserError(f"{line} failed: {first_sentence(error)}") from None
+            raise UserError(f"{line} failed: {error_message(error)}") from None
         file.write_text(json.dumps(kept, indent=2) + "\n")
     return kept["scores"]
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.finetuning.checkpoint import has_no_weights
 
 
@@ -48,7 +48,7 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
         return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--model_name_or_path {name} cannot be loaded: {first_sentence(error)}") from None
+        raise UserError(f"--model_name_or_path {name} cannot be loaded: {error_message(error)}") from None
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.export import sentence_transformers
@@ -168,7 +168,7 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
             return model_class.from_pretrained(name_or_path, revision=revision)
     except Exception as error:  # a broken file makes the libraries raise anything, KeyError and AttributeError too
         kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
-        raise UserError(f"{name_or_path}: cannot be loaded: {kind}{first_sentence(error)}") from None
+        raise UserError(f"{name_or_path}: cannot be loaded: {kind}{error_message(error)}") from None
     raise UserError(
         f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class."
     )
@@ -194,4 +194,4 @@ def push_folder(folder: Path, hub_model_id: str, path_in_repo: str = ".") -> Non
         api.create_repo(hub_model_id, exist_ok=True)
         api.upload_folder(repo_id=hub_model_id, folder_path=folder, path_in_repo=path_in_repo)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{folder} is written, but not uploaded to {hub_model_id}: {first_sentence(error)}") from None
+        raise UserError(f"{folder} is written, but not uploaded to {hub_model_id}: {error_message(error)}") from None

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 
 
 MODULES_FILE = "modules.json"
@@ -116,7 +116,7 @@ def _module_paths(file: Path) -> list[PurePosixPath]:
         if not all(isinstance(value, str) for pair in paths for value in pair):
             raise TypeError("its types and paths must be text")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{file}: it is no list of sentence-transformers modules: {first_sentence(error)}") from None
+        raise UserError(f"{file}: it is no list of sentence-transformers modules: {error_message(error)}") from None
     kept = []
     for module_type, path in paths:
         if not module_type.startswith("sentence_transformers."):
@@ -140,4 +140,4 @@ def _local_folder(source: str, revision: str | None) -> str:
         patterns = [*ROOT_FILES, *(f"[0-9]_*/*{suffix}" for suffix in COPIED_SUFFIXES)]
         return snapshot_download(source, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: {MODULES_FILE} cannot be looked for: {first_sentence(error)}") from None
+        raise UserError(f"{source}: {MODULES_FILE} cannot be looked for: {error_message(error)}") from None

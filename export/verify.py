@@ -16,7 +16,7 @@
 import json
 from pathlib import Path
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.export.cards import file_hash
 
 
@@ -86,7 +86,7 @@ def _read_object(file: Path) -> dict:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: it is not JSON: {first_sentence(error)}") from None
+        raise UserError(f"{file}: it is not JSON: {error_message(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: it must hold an object.")
     return content

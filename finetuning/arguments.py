@@ -13,93 +13,254 @@
 # limitations under the License.
 """The arguments that the task scripts share."""
 
+import logging
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from modernalbert.cli.errors import UserError
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ModelArguments:
-    """Which model."""
+    """The model to start from."""
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub name. A folder with a configuration only starts from random weights."},
+        metadata={"help": "Folder or Hub name. A folder without weights gives a model with random weights."},
     )
     expert_mixing: str | None = field(
         default=None,
-        metadata={"help": "For a model with experts: token (route), ema or uniform (train one merged expert)."},
+        metadata={
+            "help": "How a model with experts mixes them: token (routing), or ema or uniform (one merged expert is "
+            "trained). Default: the checkpoint's."
+        },
     )
     merge_after: str | None = field(
         default=None,
         metadata={
-            "help": "Then merge the experts and evaluate again: with these weights (ema, uniform or E numbers), or "
-            "calibrated: fitted to the first training rows."
+            "help": "Merge the experts after training and evaluate again: ema, uniform, one number for each expert, or "
+            "calibrated (fitted to the first training rows)."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub model."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "eager, sdpa, flex_attention or flash_attention_2; default: transformers' choice."},
+        metadata={
+            "help": "Attention: eager, sdpa, flex_attention or flash_attention_2. Default: transformers' choice."
+        },
     )
 
 
 @dataclass
 class BaseDataArguments:
-    """What every script asks about its data."""
+    """The options on data that every task script has."""
 
-    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first rows only; in retrieval, on the first queries."}
+        default=None, metadata={"help": "Evaluate on the first so many rows only; in retrieval, queries."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+        default=False,
+        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
     )
 
 
 @dataclass
 class TaskDataArguments(BaseDataArguments):
-    """Which rows, for every task of labelled rows."""
+    """The files of a task of labelled rows."""
 
-    train_file: str | None = field(default=None, metadata={"help": "Training rows."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation rows, with answers."})
-    test_file: str | None = field(default=None, metadata={"help": "Rows to predict; answers are not needed."})
+    train_file: str | None = field(default=None, metadata={"help": "File of training rows."})
+    validation_file: str | None = field(default=None, metadata={"help": "File of validation rows."})
+    test_file: str | None = field(default=None, metadata={"help": "File of rows to predict; labels are optional."})
 
 
 @dataclass
-class TaskTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with defaults that suit fine-tuning an encoder."""
+class RouterTrainingArguments:
+    """How routers learn, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
 
-    do_train: bool = field(default=True, metadata={"help": "Train."})
+    router_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of routers. Default: that of all other weights."}
+    )
+    router_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Warm-up of the routers' learning rate, on top of the schedule: a share of all steps below 1, or "
+            "steps."
+        },
+    )
+
+    def __post_init__(self):
+        for name, is_allowed in (
+            ("router_learning_rate", self.router_learning_rate is None or self.router_learning_rate > 0),
+            ("router_warmup_steps", self.router_warmup_steps >= 0),
+        ):
+            if not is_allowed:
+                bound = "above 0" if name == "router_learning_rate" else "at least 0"
+                raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be {bound}.")
+        super().__post_init__()
+
+
+@dataclass
+class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
+    """
+    transformers' TrainingArguments, where evaluation, saving and the choice of the best checkpoint fit together.
+
+    An option that is `None` was not given. Options that were not given follow those that were; two given ones that
+    contradict each other are an error.
+
+    Raises:
+        UserError: two options that were given contradict each other.
+    """
+
+    # What holds where nothing is given. DEFAULT_EVAL_STEPS `None` is --logging_steps, as in transformers.
+    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "epoch"
+    DEFAULT_SAVE_STRATEGY: ClassVar[str] = "epoch"
+    DEFAULT_EVAL_STEPS: ClassVar[float | None] = None
+    DEFAULT_SAVE_STEPS: ClassVar[float] = 500
+    LOADS_BEST: ClassVar[bool] = True
+
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to evaluate: epoch, steps or no. The default follows --save_strategy, else epoch."},
+    )
+    eval_steps: float | None = field(
+        default=None,
+        metadata={"help": "Steps between evaluations, or a share of all steps below 1. Implies --eval_strategy steps."},
+    )
+    save_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to save: epoch, steps, best or no. The default follows --eval_strategy, else epoch."},
+    )
+    save_steps: float | None = field(
+        default=None,
+        metadata={"help": "Steps between checkpoints, or a share of all steps below 1. Implies --save_strategy steps."},
+    )
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={
+            "help": "End with the best checkpoint instead of the last. Default: wherever each checkpoint is evaluated.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+
+    def __post_init__(self):
+        self.evaluation_is_asked_for = bool(
+            self.eval_strategy not in (None, "no") or self.load_best_model_at_end or self.save_strategy == "best"
+        )
+        self._settle_strategies()
+        super().__post_init__()
+
+    def _settle_strategies(self) -> None:
+        """Fill in the strategies, steps and the choice of the best checkpoint that were not given."""
+        given_eval = None if self.eval_strategy is None else IntervalStrategy(self.eval_strategy).value
+        given_save = None if self.save_strategy is None else SaveStrategy(self.save_strategy).value
+        for name in ("eval_steps", "save_steps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be above 0.")
+        if not self.do_eval:
+            if given_eval not in (None, "no"):
+                raise UserError(f"--no_do_eval and --eval_strategy {given_eval} contradict each other: leave one out.")
+            given_eval = "no"
+        if given_eval is None and self.eval_steps is not None:
+            given_eval = "steps"
+        if given_save is None and self.save_steps is not None:
+            given_save = "steps"
+        wants_best = self.LOADS_BEST if self.load_best_model_at_end is None else self.load_best_model_at_end
+        evaluates = self.DEFAULT_EVAL_STRATEGY != "no" or bool(self.load_best_model_at_end) or given_save == "best"
+
+        evaluation, saving = given_eval, given_save
+        if saving is None:
+            saving = evaluation if evaluation in ("steps", "epoch") else self.DEFAULT_SAVE_STRATEGY
+        if evaluation is None:
+            usual = "epoch" if self.DEFAULT_EVAL_STRATEGY == "no" else self.DEFAULT_EVAL_STRATEGY
+            follows = saving if saving in ("steps", "epoch") else usual
+            evaluation = follows if evaluates else "no"
+        self.eval_strategy, self.save_strategy = evaluation, saving
+
+        if self.eval_steps is None and evaluation == "steps":
+            follows = given_eval is None and (wants_best or self.DEFAULT_EVAL_STEPS is None)
+            if saving == "steps" and (follows or (wants_best and self.save_steps is not None)):
+                self.eval_steps = self.save_steps or self.DEFAULT_SAVE_STEPS
+            else:
+                self.eval_steps = self.DEFAULT_EVAL_STEPS or self.logging_steps
+        if self.save_steps is None:
+            follows = wants_best and evaluation == saving == "steps"
+            self.save_steps = self.eval_steps if follows else self.DEFAULT_SAVE_STEPS
+
+        obstacle = self._obstacle_to_best()
+        if saving == "best" and evaluation == "no":
+            raise UserError("--save_strategy best needs evaluation: without it, no checkpoint is known to be the best.")
+        if obstacle and self.load_best_model_at_end:
+            raise UserError(f"--load_best_model_at_end cannot be done: {obstacle}.")
+        if obstacle and wants_best and evaluation != "no":
+            logger.warning(f"The run ends with the last model, not with the best: {obstacle}.")
+        self.load_best_model_at_end = wants_best and not obstacle
+
+    def _obstacle_to_best(self) -> str:
+        """Why the best checkpoint cannot be told or loaded; "" if it can."""
+        if self.eval_strategy == "no":
+            return "nothing is evaluated during training (--eval_strategy no or --no_do_eval)"
+        if self.save_strategy == "no":
+            return "no checkpoints are saved (--save_strategy no)"
+        if self.save_strategy == "best":
+            return ""
+        if self.eval_strategy != self.save_strategy:
+            return (
+                f"--eval_strategy {self.eval_strategy} and --save_strategy {self.save_strategy} differ, and a "
+                "checkpoint without an evaluation cannot be compared"
+            )
+        if self.eval_strategy == "steps" and not _is_multiple(self.save_steps, self.eval_steps):
+            return (
+                f"--save_steps {self.save_steps:g} is no multiple of --eval_steps {self.eval_steps:g}, and a "
+                "checkpoint without an evaluation cannot be compared"
+            )
+        return ""
+
+
+def _is_multiple(steps: float, of: float) -> bool:
+    """Whether steps, or shares of all steps below 1, are a multiple of others."""
+    if (steps < 1) != (of < 1):
+        return False
+    scale = 1_000_000 if of < 1 else 1  # without the rounding of binary fractions
+    return round(steps * scale) % round(of * scale) == 0
+
+
+@dataclass
+class TaskTrainingArguments(BaseTrainingArguments):
+    """The defaults that suit fine-tuning an encoder."""
+
+    do_train: bool = field(default=True, metadata={"help": "Train on the training rows."})
     do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation rows."})
     do_predict: bool = field(default=True, metadata={"help": "Predict the test rows, if there are any."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size of a device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size of a device."})
-    warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: epoch, steps or no."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size of each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size of each device."})
+    warmup_steps: float = field(
+        default=0.06, metadata={"help": "Warm-up of the learning rate: a share of all steps below 1, or steps."}
+    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best one."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
     train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "group_by_length wastes little on padding; random, sequential."}
+        default="group_by_length",
+        metadata={"help": "Order of the training rows: group_by_length (least padding), random or sequential."},
     )
     dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
+        default=torch.accelerator.is_available(),
+        metadata={"help": "Pin batches in memory, which speeds up their copy to a GPU."},
     )
     metric_for_best_model: str | None = field(
         default="task",
-        metadata={"help": "Chooses the best checkpoint: a metric, loss, or task (the first metric)."},
+        metadata={"help": "What the best checkpoint is chosen by: a metric, loss, or task (the task's first metric)."},
     )
-    report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
-
-    def __post_init__(self):
-        # Without evaluation there is no best checkpoint to end with.
-        if not self.do_eval:
-            self.eval_strategy = "no"
-        if self.eval_strategy == "no":
-            self.load_best_model_at_end = False
-        super().__post_init__()
+    report_to: str | None = field(
+        default="none", metadata={"help": "Where to log: tensorboard, trackio, wandb and others, or none."}
+    )

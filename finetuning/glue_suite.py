@@ -25,7 +25,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments
@@ -33,19 +33,19 @@ from modernalbert.finetuning.checkpoint import read_checkpoint
 from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.run_folder import (
     SETTINGS_FILE,
-    inputs_of,
-    keep_settings,
-    other_settings,
-    refuse_other_settings,
+    check_settings,
+    diff_settings,
     remove_earlier_run,
+    run_inputs,
+    save_settings,
 )
-from modernalbert.finetuning.task_run import RUN_FILES, check_run, check_splits
+from modernalbert.finetuning.task_run import OUTPUT_FILES, check_run, check_splits
 
 
 logger = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
-# What decides the outcome of a run, beside model, rows and batch size.
+# The training arguments that decide the outcome of a run; model, rows and batch size do too.
 TRAINING_SETTINGS = (
     "learning_rate",
     "weight_decay",
@@ -80,7 +80,7 @@ class Run:
 
     Attributes:
         folder: Where it is written: TASK/seed-SEED in the suite's output folder.
-        arguments: What `run_task` is given.
+        arguments: What `run_glue.run` is given.
         settings: All that decides its outcome.
     """
 
@@ -92,11 +92,11 @@ class Run:
 
     @property
     def results(self) -> dict[str, float] | None:
-        """What it measured with these settings, once it is finished."""
+        """The metrics it measured with these settings; `None` until it is finished."""
         file = self.folder / "all_results.json"
         if not (file.is_file() and (self.folder / SETTINGS_FILE).is_file()):
             return None
-        return None if other_settings(self.folder, self.settings) else json.loads(file.read_text())
+        return None if diff_settings(self.folder, self.settings) else json.loads(file.read_text())
 
     def __str__(self):
         return f"{self.task.name} with seed {self.seed}"
@@ -117,7 +117,7 @@ def run_suite(
     checkpoints are deleted: its folder holds the model.
 
     Args:
-        run_task: `run_glue.run_task`.
+        run_task: `run_glue.run`.
         data_arguments: run_glue's, with `task_name` "all" or with `seeds`.
         command: The command line, for the table.
 
@@ -131,7 +131,7 @@ def run_suite(
     output_dir, overwrite = Path(training_arguments.output_dir), data_arguments.overwrite_output_dir
     if not overwrite:
         for run in runs:
-            refuse_other_settings(run.folder, run.settings)
+            check_settings(run.folder, run.settings)
     training_arguments.distributed_state.wait_for_everyone()  # all have looked before one writes
 
     is_first_process = training_arguments.process_index == 0
@@ -143,8 +143,8 @@ def run_suite(
             continue
         if is_first_process:
             if overwrite:
-                remove_earlier_run(run.folder, RUN_FILES)
-            keep_settings(run.folder, run.settings)
+                remove_earlier_run(run.folder, OUTPUT_FILES)
+            save_settings(run.folder, run.settings)
         try:
             check_start(run, runs)
             run_task(*run.arguments)
@@ -153,7 +153,7 @@ def run_suite(
                 if training_arguments.world_size > 1:
                     raise  # the other processes wait in the middle of a step
                 logger.exception(f"{run} failed.")
-            failures[run] = first_sentence(error).rstrip(".")
+            failures[run] = error_message(error).rstrip(".")
         gc.collect()  # a Trainer refers to itself
         training_arguments.distributed_state.wait_for_everyone()
         if is_first_process:
@@ -167,8 +167,8 @@ def run_suite(
             plot(rows, output_dir / "results.png")
             print((output_dir / "results.md").read_text())
     if failures:
-        said = "; ".join(f"{run}: {sentence}" for run, sentence in failures.items())
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({said}); the same command goes on with them.")
+        message = "; ".join(f"{run}: {sentence}" for run, sentence in failures.items())
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({message}); the same command goes on with them.")
 
 
 # --- what to run -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def run_suite(
 def plan_runs(
     model_arguments: ModelArguments, data_arguments: TaskDataArguments, training_arguments: TrainingArguments
 ) -> list[Run]:
-    """The runs in their order, checked as far as that needs no weights."""
+    """List the runs in their order, checked as far as that needs no weights."""
     seeds = data_arguments.seeds or [training_arguments.seed]
     if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))} is not allowed: they must differ, and be 0 or more.")
@@ -241,11 +241,11 @@ def tasks_with_rows(data_arguments: TaskDataArguments, training_arguments: Train
 def settings_of(
     model_arguments: ModelArguments, data_arguments: TaskDataArguments, training_arguments: TrainingArguments
 ) -> dict:
-    """All that decides the outcome of a run."""
+    """Collect all that decides the outcome of a run."""
     values = json.loads(training_arguments.to_json_string())
     parts = training_arguments.world_size * training_arguments.gradient_accumulation_steps
     return (
-        inputs_of(model_arguments, data_arguments)
+        run_inputs(model_arguments, data_arguments)
         | {"train_batch_size": training_arguments.per_device_train_batch_size * parts}
         | {name: values.get(name) for name in TRAINING_SETTINGS}
     )
@@ -270,7 +270,7 @@ def write_table(runs: Sequence[Run], output_dir: Path, command: str) -> list[dic
 
 
 def table_rows(runs: Sequence[Run], command: str) -> list[dict]:
-    """A row per task, validation set, metric and model, routed or merged: mean and sample deviation over the seeds."""
+    """Make a row per task, validation set, metric and model: mean and sample deviation over the seeds."""
     rows = []
     for name in dict.fromkeys(run.task.name for run in runs):
         finished = [run for run in runs if run.task.name == name and run.results is not None]
@@ -307,7 +307,7 @@ def table_rows(runs: Sequence[Run], command: str) -> list[dict]:
 
 
 def data_name(settings: dict, task_name: str) -> str:
-    """What to call the rows: only those of the Hub are GLUE's."""
+    """Name the rows: only those of the Hub are GLUE's."""
     if settings["data_dir"] is not None:
         return f"{Path(settings['data_dir']).name}/{task_name}"
     file = settings["train_file"] or settings["validation_file"]
@@ -324,7 +324,7 @@ def task_scores(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
 
 
 def as_markdown(rows: Sequence[dict], command: str) -> str:
-    """The table, with the averages over tasks under it."""
+    """Format the table, with the averages over tasks under it."""
     lines = [
         "| data | model | metric | mean | deviation | seeds | rows | rate | decay | epochs | batch | from MNLI |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -337,15 +337,15 @@ def as_markdown(rows: Sequence[dict], command: str) -> str:
         cells += [counts, settings["learning_rate"], settings["weight_decay"], settings["num_train_epochs"]]
         cells += [settings["train_batch_size"], "yes" if settings["init_from_mnli"] else ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    said = ["Metrics times 100 on the validation rows; the deviation is the sample standard deviation over the seeds;"]
-    said += ["rows are those trained on / judged by."]
+    notes = ["Metrics times 100 on the validation rows; the deviation is the sample standard deviation over the seeds;"]
+    notes += ["rows are those trained on / judged by."]
     scores = task_scores(rows)
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = {task: score for (task, name), score in scores.items() if name == model and task != "wnli"}
         if len(of_model) > 1:
             average = 100 * statistics.mean(of_model.values())
-            said.append(f"Average of the first metrics of {', '.join(of_model)} ({model}): {average:.1f}.")
-    return "\n".join([*lines, "", " ".join(said), "", f"    {command}", ""])
+            notes.append(f"Average of the first metrics of {', '.join(of_model)} ({model}): {average:.1f}.")
+    return "\n".join([*lines, "", " ".join(notes), "", f"    {command}", ""])
 
 
 def collect_submission(runs: Sequence[Run], folder: Path) -> None:
@@ -368,7 +368,7 @@ def collect_submission(runs: Sequence[Run], folder: Path) -> None:
 
 
 def plot(rows: Sequence[dict], file: Path) -> None:
-    """A bar per row, with a dot per seed; nothing but a sentence without matplotlib."""
+    """Draw a bar per row with a dot per seed; without matplotlib, warn instead."""
     try:
         import matplotlib
     except ImportError:

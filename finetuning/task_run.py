@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A run of a task script: checks, results, and the merge after it."""
+"""Runs of task scripts: their checks, their results, and the merge after them."""
 
 import json
 import logging
@@ -23,18 +23,21 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from modernalbert.cli.arguments import check_processes, check_reporters
+from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError
+from modernalbert.cli.output_folders import set_default_mode
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
 from modernalbert.finetuning.run_folder import (
     EARLIER_RUN,
     SETTINGS_FILE,
     check_output_dir,
+    check_settings,
     checkpoint_to_resume,
-    inputs_of,
-    keep_settings,
-    other_settings,
-    refuse_other_settings,
+    diff_settings,
     remove_earlier_run,
+    run_inputs,
+    save_settings,
 )
 from modernalbert.merge_experts import measure_errors, merge_experts, parse_weights
 from modernalbert.merging.report import MergeReport
@@ -42,8 +45,8 @@ from modernalbert.merging.report import MergeReport
 
 logger = logging.getLogger(__name__)
 
-# What a run leaves in its output folder beside the model's files, and may delete there.
-RUN_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
+# Files of a run beside the model's, which a later run may delete.
+OUTPUT_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
 # Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
 MERGE_CALIBRATION_ROWS, MERGE_FITTED_ROWS = 256, 512
 MERGE_AFTER = ("ema", "uniform", "calibrated")
@@ -54,7 +57,7 @@ LATENCY_TOKENS = 4096
 def check_merge(
     weights: str | None, model: PreTrainedModel, has_validation: bool, has_training: bool = True
 ) -> str | list[float] | None:
-    """The value of --merge_after, checked before anything long starts."""
+    """Check the value of --merge_after before anything long starts, and parse it."""
     if weights is None:
         return None
     parsed = parse_weights(weights, flag="--merge_after", names=MERGE_AFTER)
@@ -90,6 +93,7 @@ def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArg
     """Refuse processes, sizes and output folders that cannot work. Changes nothing."""
     check_processes(training_arguments.world_size, training_arguments.n_gpu)
     check_reporters(training_arguments.report_to)
+    warn_of_slow_bfloat16(training_arguments)
     for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
         value = getattr(data_arguments, name)
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -106,7 +110,7 @@ def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArg
 
 
 def check_splits(training_arguments: TrainingArguments, splits: Sequence[str]) -> list[str]:
-    """The validation splits among `splits`, after a UserError for rows that are needed and missing."""
+    """Return the validation splits among `splits`; a UserError names rows that are needed and missing."""
     validation_splits = [split for split in splits if split.startswith("validation")]
     if training_arguments.do_train and "train" not in splits:
         raise UserError("--train_file is missing (or add --no_do_train).")
@@ -133,7 +137,7 @@ def begin_run(
     reused: Sequence[str] = (),
 ) -> str | None:
     """
-    Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one.
+    Delete an earlier run if that is asked for, and find the checkpoint to continue from.
 
     Args:
         reused: Names in the output folder that a run goes on with, too, if they are there.
@@ -142,26 +146,26 @@ def begin_run(
         UserError: an earlier run in the folder, which this one would go on with, was of another model or other rows.
     """
     output_dir = Path(training_arguments.output_dir)
-    settings = inputs_of(model_arguments, data_arguments)
+    settings = run_inputs(model_arguments, data_arguments)
     is_first = training_arguments.process_index == 0
     if data_arguments.overwrite_output_dir and is_first:
-        remove_earlier_run(output_dir, (*RUN_FILES, *reused))
+        remove_earlier_run(output_dir, (*OUTPUT_FILES, *reused))
     # The first process first: the others must find the folder as it leaves it.
     with training_arguments.main_process_first(local=False):
         checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
         is_inside = checkpoint is not None and output_dir.resolve() in Path(checkpoint).resolve().parents
         if is_inside or any((output_dir / name).exists() for name in reused):
-            refuse_other_settings(output_dir, settings)
-        elif is_first and other_settings(output_dir, settings):
+            check_settings(output_dir, settings)
+        elif is_first and diff_settings(output_dir, settings):
             (output_dir / SETTINGS_FILE).unlink()
         # One task of a suite finds more settings there than these.
         if is_first and not (output_dir / SETTINGS_FILE).is_file():
-            keep_settings(output_dir, settings)
+            save_settings(output_dir, settings)
         return checkpoint
 
 
 def first_rows(data: Dataset, split: str, arguments: TaskDataArguments) -> Dataset:
-    """As many rows of the split as --max_train_samples or --max_eval_samples asks for."""
+    """Select as many rows of the split as --max_train_samples or --max_eval_samples asks for."""
     limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
     return data if limit is None or split.startswith("test") else data.select(range(min(limit, len(data))))
 
@@ -175,9 +179,13 @@ class RunResults:
 
     def train(self, checkpoint: str | None) -> None:
         """Train, from a checkpoint if there is one, and save the model."""
+        RouterCallback.add_to(self.trainer)
         outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
         self.trainer.save_model()
         self.trainer.save_state()
+        if self.trainer.is_world_process_zero():
+            for file in Path(self.trainer.args.output_dir).glob("*.safetensors"):
+                set_default_mode(file)
         self.keep("train", outcome.metrics | {"train_samples": len(self.trainer.train_dataset)})
 
     def keep(self, split: str, metrics: dict[str, float]) -> None:

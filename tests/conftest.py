@@ -2,6 +2,7 @@
 """Every test runs offline and starts from the same seed."""
 
 import os
+from typing import NamedTuple
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,3 +26,27 @@ def nano_tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(REPOSITORY / "configs" / "nano")
+
+
+class Ran(NamedTuple):
+    """What a command line did: its exit code, and what it wrote to standard output and standard error."""
+
+    code: int
+    output: str
+    error: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command's entry point in this process: `command(entry_point, *arguments)` -> `Ran`."""
+
+    def run(entry_point, *arguments) -> Ran:
+        monkeypatch.setattr("sys.argv", [f"{entry_point.__module__.rsplit('.', 1)[-1]}.py", *map(str, arguments)])
+        code = 0
+        try:
+            entry_point()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return run

@@ -43,9 +43,19 @@ MAY_IMPORT = {
     "upcycling": {"training", *MODEL},
     "__init__": {"cli", "export", "tuner", "upcycling", *MODEL},
     "evaluation": {"cli", "data"},
-    "diagnostics": {"cli", "export", "merging", "merge_experts", *MODEL},
+    "diagnostics": {"cli", "export", "merging", "merge_experts", "tuner", *MODEL},
     "question_answering": {"cli"},
-    "finetuning": {"cli", "data", "evaluation", "export", "merging", "merge_experts", "training", *MODEL},
+    "finetuning": {
+        "cli",
+        "data",
+        "diagnostics",
+        "evaluation",
+        "export",
+        "merging",
+        "merge_experts",
+        "training",
+        *MODEL,
+    },
 }
 BELOW_SCRIPTS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(SCRIPTS, BELOW_SCRIPTS)

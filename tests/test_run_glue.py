@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import run_command, tiny_config, tiny_model
+from small_models import tiny_config, tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
@@ -216,19 +216,19 @@ def workplace(tmp_path, nano_tokenizer):
     return tmp_path
 
 
-def glue(monkeypatch, capsys, workplace, *arguments, train="train.jsonl", validation="validation.jsonl"):
+def glue(command, workplace, *arguments, train="train.jsonl", validation="validation.jsonl"):
     places = ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "out"]
     places += ["--train_file", workplace / train, "--validation_file", workplace / validation]
     quick = ["--per_device_train_batch_size", 8, "--disable_tqdm", "true", "--logging_steps", 1]
     given = {argument for argument in arguments if str(argument).startswith("--")}
     places = [x for flag, value in zip(places[::2], places[1::2]) if flag not in given for x in (flag, value)]
-    return run_command(monkeypatch, capsys, glue_command, *places, *quick, *arguments)
+    return command(glue_command, *places, *quick, *arguments)
 
 
-def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workplace):
+def test_fine_tune_predict_merge_and_refuse_to_repeat(command, workplace):
     arguments = ["--task_name", "sst2", "--test_file", workplace / "test.jsonl", "--num_train_epochs", 4]
     arguments += ["--learning_rate", "5e-3", "--merge_after", "ema"]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     out = workplace / "out"
     assert code == 0, error
     results = json.loads((out / "all_results.json").read_text())
@@ -244,65 +244,63 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workp
     for part in ("modeling_modernalbert.py", "tokenizer.json", "merged/folded/model.safetensors", "merged/adapter"):
         assert (out / part).exists(), part
     assert set(json.loads((out / "merged/merge_report.json").read_text())["metrics"]) == {"routed", "merged"}
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 2 and "holds a finished run" in error
 
 
-def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(monkeypatch, capsys, workplace, caplog):
+def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(command, workplace, caplog):
     out = workplace / "out"
     arguments = ["--task_name", "sst2", "--save_strategy", "steps", "--save_steps", 5, "--eval_strategy", "no"]
     arguments += ["--num_train_epochs", 2, "--save_total_limit", 5, "--seed", 3]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 0, error
     whole = json.loads((out / "all_results.json").read_text())
     # as if cut off while checkpoint-12 was written
     (out / "all_results.json").unlink()
     (out / "checkpoint-12/trainer_state.json").unlink()
     caplog.clear()
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 0, error
     assert "checkpoint-12 was cut off" in caplog.text and f"Continuing from {out / 'checkpoint-10'}" in caplog.text
     again = json.loads((out / "all_results.json").read_text())
     assert again["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-5)
     # another task, or other rows, does not go on from there
     (out / "all_results.json").unlink()
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, "--max_train_samples", 7)
+    code, _, error = glue(command, workplace, *arguments, "--max_train_samples", 7)
     assert code == 2 and "was run with max_train_samples None instead of 7: choose another folder" in error
-    code, _, error = glue(
-        monkeypatch, capsys, workplace, *arguments, "--max_train_samples", 7, "--overwrite_output_dir"
-    )
+    code, _, error = glue(command, workplace, *arguments, "--max_train_samples", 7, "--overwrite_output_dir")
     assert code == 0, error
     assert json.loads((out / "all_results.json").read_text())["train_samples"] == 7
 
 
-def test_the_best_checkpoint_is_chosen_by_the_tasks_metric(monkeypatch, capsys, workplace):
-    code, _, error = glue(monkeypatch, capsys, workplace, "--task_name", "cola", "--num_train_epochs", 2)
+def test_the_best_checkpoint_is_chosen_by_the_tasks_metric(command, workplace):
+    code, _, error = glue(command, workplace, "--task_name", "cola", "--num_train_epochs", 2)
     assert code == 0, error
     state = json.loads((workplace / "out/trainer_state.json").read_text())
     scores = [entry["eval_matthews_correlation"] for entry in state["log_history"] if "eval_loss" in entry]
     assert state["best_metric"] == max(scores)
 
 
-def test_overwriting_deletes_a_run_and_nothing_else(monkeypatch, capsys, workplace):
+def test_overwriting_deletes_a_run_and_nothing_else(command, workplace):
     arguments = ["--task_name", "sst2", "--num_train_epochs", 1, "--overwrite_output_dir"]
     out = workplace / "out"
     (out / "checkpoint-99").mkdir(parents=True)
     (out / "thesis.tex").write_text("years of work")
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, "--model_name_or_path", workplace / "nothing")
+    code, _, error = glue(command, workplace, *arguments, "--model_name_or_path", workplace / "nothing")
     assert code == 2 and (out / "checkpoint-99").exists()  # a mistyped model costs nothing
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 0, error
     assert (out / "thesis.tex").read_text() == "years of work" and not (out / "checkpoint-99").exists()
 
 
-def test_evaluating_a_classifier_keeps_its_own_label_order(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_evaluating_a_classifier_keeps_its_own_label_order(command, workplace, nano_tokenizer):
     names = {0: "positive", 1: "negative"}
     model = tiny_model(ModernALBERTForSequenceClassification, vocab_size=30522, id2label=names)
     model.config.label2id = {name: i for i, name in names.items()}
     model.save_pretrained(workplace / "turned")
     nano_tokenizer.save_pretrained(workplace / "turned")
     arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "turned", "--no_do_train"]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 0, error
     rows = [json.loads(line) for line in (workplace / "out/predictions_validation.jsonl").read_text().splitlines()]
     texts = [json.loads(line)["sentence"] for line in (workplace / "validation.jsonl").read_text().splitlines()]
@@ -314,28 +312,28 @@ def test_evaluating_a_classifier_keeps_its_own_label_order(monkeypatch, capsys, 
     accuracy = np.mean([name == ("positive", "negative")[i % 2] for i, name in enumerate(predicted)])
     assert json.loads((workplace / "out/all_results.json").read_text())["eval_accuracy"] == pytest.approx(accuracy)
     more = ("--merge_after", "calibrated", "--output_dir", workplace / "out2")
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, *more)
+    code, _, error = glue(command, workplace, *arguments, *more)
     assert code == 2 and "--merge_after calibrated needs training rows to fit to" in error
 
 
-def test_evaluation_alone_needs_a_trained_head(monkeypatch, capsys, workplace):
+def test_evaluation_alone_needs_a_trained_head(command, workplace):
     arguments = ("--task_name", "mnli", "--no_do_train")
     files = {"train": "pairs.jsonl", "validation": "pairs.jsonl"}
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments, **files)
+    code, _, error = glue(command, workplace, *arguments, **files)
     assert code == 2 and "--no_do_train needs a model with a head" in error
 
 
-def test_no_evaluation_needs_no_other_flag(monkeypatch, capsys, workplace):
+def test_no_evaluation_needs_no_other_flag(command, workplace):
     arguments = ("--task_name", "sst2", "--num_train_epochs", 1, "--overwrite_output_dir")
     for flags, evaluated in ((["--no_do_eval"], False), (["--eval_strategy", "no"], True)):
-        code, _, error = glue(monkeypatch, capsys, workplace, *arguments, *flags)
+        code, _, error = glue(command, workplace, *arguments, *flags)
         assert code == 0, error
         assert ("eval_loss" in json.loads((workplace / "out/all_results.json").read_text())) == evaluated
 
 
-def test_the_demo_from_data_to_plot(monkeypatch, capsys, tmp_path):
+def test_the_demo_from_data_to_plot(command, tmp_path):
     arguments = ["--demo", "--output_dir", tmp_path / "demo", "--max_train_samples", 64, "--max_eval_samples", 32]
-    code, output, error = run_command(monkeypatch, capsys, glue_command, *arguments, "--disable_tqdm", "true")
+    code, output, error = command(glue_command, *arguments, "--disable_tqdm", "true")
     assert code == 0, error
     summary = json.loads((tmp_path / "demo/demo.json").read_text())
     assert set(summary["rows"]) == {"token routing", "merged, folded", "merged, stock LoRA on base"}
@@ -345,10 +343,10 @@ def test_the_demo_from_data_to_plot(monkeypatch, capsys, tmp_path):
     assert len(validation) == 1000 and len(train) > 7400 and not train & validation
 
 
-def test_pairs_regression_and_expert_mixing(monkeypatch, capsys, workplace):
+def test_pairs_regression_and_expert_mixing(command, workplace):
     for task, file, metric in (("mnli", "pairs.jsonl", "eval_accuracy"), ("stsb", "scores.jsonl", "eval_spearmanr")):
         arguments = ["--task_name", task, "--expert_mixing", "ema", "--num_train_epochs", 1, "--overwrite_output_dir"]
-        code, _, error = glue(monkeypatch, capsys, workplace, *arguments, train=file, validation=file)
+        code, _, error = glue(command, workplace, *arguments, train=file, validation=file)
         assert code == 0, error
         assert metric in json.loads((workplace / "out/all_results.json").read_text())
         config = json.loads((workplace / "out/config.json").read_text())
@@ -356,7 +354,7 @@ def test_pairs_regression_and_expert_mixing(monkeypatch, capsys, workplace):
         assert config["problem_type"] == ("regression" if task == "stsb" else "single_label_classification")
 
 
-def test_other_encoders_and_json_arguments(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_other_encoders_and_json_arguments(command, workplace, nano_tokenizer):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertForSequenceClassification(config).save_pretrained(workplace / "bert")
     nano_tokenizer.save_pretrained(workplace / "bert")
@@ -369,28 +367,26 @@ def test_other_encoders_and_json_arguments(monkeypatch, capsys, workplace, nano_
         "disable_tqdm": True,
     }
     (workplace / "arguments.json").write_text(json.dumps(arguments))
-    code, _, error = run_command(monkeypatch, capsys, glue_command, workplace / "arguments.json")
+    code, _, error = command(glue_command, workplace / "arguments.json")
     assert code == 0, error
     assert "eval_f1" in json.loads((workplace / "out/all_results.json").read_text())
 
 
-def test_a_configuration_alone_starts_from_random_weights_and_says_so(
-    monkeypatch, capsys, workplace, nano_tokenizer, caplog
-):
+def test_a_configuration_alone_starts_from_random_weights_and_says_so(command, workplace, nano_tokenizer, caplog):
     config = tiny_config(vocab_size=30522, pad_token_id=0)
     (workplace / "bare").mkdir()
     config.to_json_file(workplace / "bare/config.json")
     nano_tokenizer.save_pretrained(workplace / "bare")
     arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "bare", "--num_train_epochs", 1]
-    code, _, _ = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, _ = glue(command, workplace, *arguments)
     assert code == 0 and "random weights" in caplog.text
 
 
-def test_a_checkpoint_in_half_precision_is_trained_in_float32(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(command, workplace, nano_tokenizer):
     tiny_model(ModernALBERTForMaskedLM, vocab_size=30522).bfloat16().save_pretrained(workplace / "half")
     nano_tokenizer.save_pretrained(workplace / "half")
     arguments = ["--task_name", "sst2", "--model_name_or_path", workplace / "half", "--num_train_epochs", 1]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 0, error
     assert {value.dtype for value in load_file(workplace / "out/model.safetensors").values()} == {torch.float32}
 
@@ -416,10 +412,10 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(monkeypatch, capsy
         (["--num_train_epochs", "many"], "invalid float value"),
     ],
 )
-def test_mistakes_get_one_sentence_and_write_nothing(monkeypatch, capsys, workplace, arguments, said):
+def test_mistakes_get_one_sentence_and_write_nothing(command, workplace, arguments, said):
     before = sorted(path.name for path in workplace.iterdir())
     arguments = [a.replace("{tmp}", str(workplace)) for a in arguments]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 2, error
     assert said in error, error
     assert sorted(path.name for path in workplace.iterdir()) == before
@@ -438,27 +434,27 @@ def test_mistakes_get_one_sentence_and_write_nothing(monkeypatch, capsys, workpl
         (["--validation_file", "{tmp}/validation.jsonl"], "--train_file is missing"),
     ],
 )
-def test_missing_arguments(monkeypatch, capsys, workplace, arguments, said):
+def test_missing_arguments(command, workplace, arguments, said):
     arguments = [a.replace("{tmp}", str(workplace)) for a in arguments]
-    code, _, error = run_command(monkeypatch, capsys, glue_command, "--output_dir", workplace / "out", *arguments)
+    code, _, error = command(glue_command, "--output_dir", workplace / "out", *arguments)
     assert code == 2 and said in error and not (workplace / "out").exists()
 
 
-def test_merging_needs_experts(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_merging_needs_experts(command, workplace, nano_tokenizer):
     plain = tiny_model(ModernALBERTForMaskedLM, vocab_size=30522, ffn_modulation="none")
     plain.save_pretrained(workplace / "plain")
     nano_tokenizer.save_pretrained(workplace / "plain")
     arguments = ["--model_name_or_path", workplace / "plain", "--merge_after", "ema"]
-    code, _, error = glue(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = glue(command, workplace, *arguments)
     assert code == 2 and "--merge_after needs a ModernALBERT" in error and not (workplace / "out").exists()
 
 
-def test_every_command_explains_itself(monkeypatch, capsys):
+def test_every_command_explains_itself(command):
     from modernalbert.hub import command as export_command
     from modernalbert.merge_experts import command as merge_command
 
     for command in (glue_command, merge_command, export_command):
-        code, output, _ = run_command(monkeypatch, capsys, command, "--help")
+        code, output, _ = command(command, "--help")
         assert code == 0 and "--model_name_or_path" in output
 
 

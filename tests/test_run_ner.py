@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from small_models import REPOSITORY, run_command, tiny_model
+from small_models import REPOSITORY, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
@@ -333,8 +333,8 @@ def options(place, *more):
     ]
 
 
-def ner(monkeypatch, capsys, place, *more):
-    return run_command(monkeypatch, capsys, ner_command, *options(place, *more))
+def ner(command, place, *more):
+    return command(ner_command, *options(place, *more))
 
 
 def written(file):
@@ -342,10 +342,10 @@ def written(file):
     return [[line.split(" ") for line in block.split("\n")] for block in file.read_text().strip().split("\n\n")]
 
 
-def test_fine_tune_predict_merge_and_resume(monkeypatch, capsys, place, caplog):
+def test_fine_tune_predict_merge_and_resume(command, place, caplog):
     arguments = ["--test_file", place / "test.conll", "--num_train_epochs", 6, "--learning_rate", "1e-2"]
     arguments += ["--merge_after", "calibrated", "--save_total_limit", 9]
-    code, _, error = ner(monkeypatch, capsys, place, *arguments)
+    code, _, error = ner(command, place, *arguments)
     assert code == 0, error
     out = place / "out"
     assert re.search(r"validation.conll: 12 sentences in (1[3-9]|2.) windows of 24 tokens", caplog.text)
@@ -370,7 +370,7 @@ def test_fine_tune_predict_merge_and_resume(monkeypatch, capsys, place, caplog):
     (out / "all_results.json").unlink()
     last = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (last / "trainer_state.json").unlink()
-    code, _, error = ner(monkeypatch, capsys, place, *arguments)
+    code, _, error = ner(command, place, *arguments)
     assert code == 0, error
     assert f"{last.name} was cut off" in caplog.text
     again = json.loads((out / "all_results.json").read_text())
@@ -383,12 +383,12 @@ def test_fine_tune_predict_merge_and_resume(monkeypatch, capsys, place, caplog):
     arguments += ["--text_column", "words", "--label_column", "labels", "--output_dir", place / "out2"]
     arguments = options(place, *arguments)
     del arguments[arguments.index("--train_file") : arguments.index("--train_file") + 2]
-    code, _, error = run_command(monkeypatch, capsys, ner_command, *arguments)
+    code, _, error = command(ner_command, *arguments)
     assert code == 0, error
     assert json.loads((place / "out2/all_results.json").read_text())["eval_f1"] == results["eval_f1"]
 
 
-def test_a_data_set_of_the_hub(monkeypatch, capsys, place):
+def test_a_data_set_of_the_hub(command, place):
     names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
     for split, count in (("train", 12), ("validation", 5)):
@@ -399,7 +399,7 @@ def test_a_data_set_of_the_hub(monkeypatch, capsys, place):
         }
         (place / "set").mkdir(exist_ok=True)
         Dataset.from_dict(columns, features=features).to_parquet(place / "set" / f"{split}-00000-of-00001.parquet")
-    code, _, error = ner(monkeypatch, capsys, place, "--dataset_name", place / "set", "--expert_mixing", "ema")
+    code, _, error = ner(command, place, "--dataset_name", place / "set", "--expert_mixing", "ema")
     assert code == 0, error
     rows = written(place / "out/predictions_validation.conll")
     assert [[tuple(row[:2]) for row in sentence] for sentence in rows] == [
@@ -407,18 +407,16 @@ def test_a_data_set_of_the_hub(monkeypatch, capsys, place):
     ]
     assert json.loads((place / "out/config.json").read_text())["expert_mixing"] == "ema"
     elsewhere = ["--output_dir", place / "out2"]
-    code, _, error = ner(
-        monkeypatch, capsys, place, "--dataset_name", place / "set", "--label_column", "pos", *elsewhere
-    )
+    code, _, error = ner(command, place, "--dataset_name", place / "set", "--label_column", "pos", *elsewhere)
     assert code == 2 and "no column 'pos'; there are tokens, ner_tags (see --label_column)" in error
 
 
-def test_odd_tags_are_counted_and_other_encoders_work(monkeypatch, capsys, place, nano_tokenizer, caplog):
+def test_odd_tags_are_counted_and_other_encoders_work(command, place, nano_tokenizer, caplog):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertForTokenClassification(config).save_pretrained(place / "bert")
     nano_tokenizer.save_pretrained(place / "bert")
     (place / "validation.conll").write_text("Anna B-PER\nleft O\n\nRome I-LOC\nEurovision B-EVENT\n")
-    code, _, error = ner(monkeypatch, capsys, place, "--model_name_or_path", place / "bert")
+    code, _, error = ner(command, place, "--model_name_or_path", place / "bert")
     assert code == 0, error
     first = f"{place / 'validation.conll'}, line 4"
     assert (
@@ -448,25 +446,25 @@ def test_odd_tags_are_counted_and_other_encoders_work(monkeypatch, capsys, place
         (["--merge_after", "mean"], "--merge_after mean is not allowed"),
     ],
 )
-def test_mistakes_get_one_sentence_and_write_nothing(monkeypatch, capsys, place, arguments, said):
+def test_mistakes_get_one_sentence_and_write_nothing(command, place, arguments, said):
     (place / "plain.conll").write_text("a O\n")
-    code, _, error = ner(monkeypatch, capsys, place, *[a.replace("{tmp}", str(place)) for a in arguments])
+    code, _, error = ner(command, place, *[a.replace("{tmp}", str(place)) for a in arguments])
     assert code == 2 and said in error, error
     assert not (place / "out").exists()
 
 
-def test_no_data_and_help(monkeypatch, capsys, place):
+def test_no_data_and_help(command, place):
     words = ["--model_name_or_path", place / "model", "--output_dir", place / "out"]
-    code, _, error = run_command(monkeypatch, capsys, ner_command, *words)
+    code, _, error = command(ner_command, *words)
     assert code == 2 and "there is no data" in error
-    code, output, _ = run_command(monkeypatch, capsys, ner_command, "--help")
+    code, output, _ = command(ner_command, "--help")
     assert code == 0 and "--doc_stride" in output
 
 
-def test_two_processes_predict_what_one_does(monkeypatch, capsys, place):
+def test_two_processes_predict_what_one_does(command, place):
     # Nothing is learned at this rate, so predictions tell whether words keep their places.
     arguments = ["--learning_rate", 0, "--per_device_eval_batch_size", 3, "--use_cpu", "true"]
-    code, _, error = ner(monkeypatch, capsys, place, *arguments, "--output_dir", place / "one")
+    code, _, error = ner(command, place, *arguments, "--output_dir", place / "one")
     assert code == 0, error
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [*launch, str(REPOSITORY / "run_ner.py"), *options(place, *arguments, "--output_dir", place / "two")]

@@ -17,11 +17,11 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import load_file
-from small_models import REPOSITORY, run_command, tiny_config, tiny_modernbert
+from small_models import REPOSITORY, tiny_config, tiny_modernbert
 from transformers import BertConfig, BertModel
 
 from modernalbert import ModernALBERTForMaskedLM
-from modernalbert.run_pretraining import command
+from modernalbert.run_pretraining import command as pretraining_command
 from modernalbert.training.distillation import Teacher
 
 
@@ -84,9 +84,9 @@ def distilled(models) -> dict:
 
 
 @pytest.fixture
-def pretrain(models, text, monkeypatch, capsys):
+def pretrain(models, text, command):
     def pretrain(output, *more, **changes):
-        code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, output, *more, **changes))
+        code, _, error = command(pretraining_command, *arguments(models, text, output, *more, **changes))
         assert code == 0, error
         state = json.loads((Path(output) / "trainer_state.json").read_text())
         return [entry for entry in state["log_history"] if "loss" in entry]
@@ -211,10 +211,10 @@ def test_streamed_sources_with_weights_continue_in_the_middle(pretrain, models, 
 @pytest.mark.parametrize(
     "rows, message", [('{"text": "  "}\n' * 9, "no text in its first"), ('{"a": 1}\n', "columns: a")]
 )
-def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, tmp_path, monkeypatch, capsys):
+def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, tmp_path, command):
     (tmp_path / "rows.jsonl").write_text(rows)
     options = arguments(models, text, tmp_path / "run", "--streaming", train_sources=tmp_path / "rows.jsonl")
-    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    code, _, error = command(pretraining_command, *options)
     assert code == 2 and message in error, error
 
 
@@ -263,21 +263,21 @@ def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp
         assert losses(again) == losses(two)
 
 
-def test_overwriting_never_deletes_what_is_to_be_resumed(pretrain, models, text, tmp_path, monkeypatch, capsys):
+def test_overwriting_never_deletes_what_is_to_be_resumed(pretrain, models, text, tmp_path, command):
     pretrain(tmp_path / "run", save_strategy="steps", save_steps=4, max_steps=4)
     checkpoint = tmp_path / "run" / "checkpoint-4"
     again = {"resume_from_checkpoint": checkpoint, "max_steps": 8, "overwrite_output_dir": True}
-    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run", **again))
+    code, _, error = command(pretraining_command, *arguments(models, text, tmp_path / "run", **again))
     assert code == 2 and "--overwrite_output_dir would delete the checkpoint to resume" in error
     # nor does a mistake cost an earlier run
     wrong = {"overwrite_output_dir": True, "train_sources": "missing.txt", "corpus_dir": tmp_path / "other"}
-    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run", **wrong))
+    code, _, error = command(pretraining_command, *arguments(models, text, tmp_path / "run", **wrong))
     assert code == 2 and "missing.txt: no such file" in error and checkpoint.is_dir()
 
 
-def test_processes_that_would_each_train_alone_are_refused(models, text, tmp_path, monkeypatch, capsys):
+def test_processes_that_would_each_train_alone_are_refused(models, text, tmp_path, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, error = run_command(monkeypatch, capsys, command, *arguments(models, text, tmp_path / "run"))
+    code, _, error = command(pretraining_command, *arguments(models, text, tmp_path / "run"))
     assert code == 2 and "2 processes were started, and there is no GPU for them: add --use_cpu True" in error
 
 
@@ -287,7 +287,7 @@ def test_distilling_logits_from_a_modernbert(pretrain, models, tmp_path):
     assert history[-1]["logits_loss"] < 0.9 * history[0]["logits_loss"]
 
 
-def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_path, monkeypatch, capsys):
+def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_path, monkeypatch, command):
     corpus = {"corpus_dir": tmp_path / "corpus", "validation_file": text / "held_out.txt", **distilled(models)}
     plain = pretrain(tmp_path / "plain", **corpus)
     cached = {**corpus, "teacher_cache_dir": tmp_path / "cache"}
@@ -313,17 +313,17 @@ def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_
     for file in Path(cached["teacher_name_or_path"]).glob("tokenizer*"):
         (other / file.name).write_text(file.read_text())
     options = arguments(models, text, tmp_path / "third", **(cached | {"teacher_name_or_path": other}))
-    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    code, _, error = command(pretraining_command, *options)
     assert code == 2 and "the cache is of another teacher" in error, error
 
 
-def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, monkeypatch, capsys):
+def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, command):
     options = arguments(models, text, tmp_path / "run", "--prepare_only", corpus_dir=tmp_path / "corpus")
-    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    code, _, error = command(pretraining_command, *options)
     assert code == 0 and not (tmp_path / "run").exists(), error
     options = arguments(models, text, tmp_path / "run", corpus_dir=tmp_path / "corpus", max_steps=2)
     at = options.index("--train_sources")
-    code, _, error = run_command(monkeypatch, capsys, command, *options[:at], *options[at + 2 :])
+    code, _, error = command(pretraining_command, *options[:at], *options[at + 2 :])
     assert code == 0 and (tmp_path / "run" / "model.safetensors").is_file(), error
 
 
@@ -360,7 +360,7 @@ def bad_inputs():
 
 
 @pytest.mark.parametrize("changes, message", bad_inputs(), ids=[message for _, message in bad_inputs()])
-def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, capsys, nano_tokenizer):
+def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, command, nano_tokenizer):
     monkeypatch.chdir(text)
     if changes.get("teacher_name_or_path") == "other_vocabulary":
         BertModel.from_pretrained(models / "teacher").save_pretrained(tmp_path / "other_vocabulary")
@@ -372,18 +372,18 @@ def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, capsys
         changes = changes | {"teacher_name_or_path": models / changes["teacher_name_or_path"]}
     options = arguments(models, text, changes.pop("output_dir", tmp_path / "run"), **changes)
     options = [part for option in options for part in (option.split() if option == "1 2" else [option])]
-    code, _, error = run_command(monkeypatch, capsys, command, *options)
+    code, _, error = command(pretraining_command, *options)
     assert code == 2 and message in error and "Traceback" not in error, error
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_checkpoint_of_another_size_is_refused(pretrain, models, text, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_of_another_size_is_refused(pretrain, models, text, tmp_path, command):
     pretrain(tmp_path / "run", save_strategy="steps", save_steps=4, max_steps=4)
     checkpoint = tmp_path / "run" / "checkpoint-4"
 
     def resume(**changes) -> str:
         options = arguments(models, text, tmp_path / "new", resume_from_checkpoint=checkpoint, **changes)
-        code, _, error = run_command(monkeypatch, capsys, command, *options)
+        code, _, error = command(pretraining_command, *options)
         assert code == 2
         return error
 

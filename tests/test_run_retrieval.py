@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_models import REPOSITORY, randomise, run_command, tiny_config, tiny_model
+from small_models import REPOSITORY, randomise, tiny_config, tiny_model
 from transformers import BertConfig, BertModel
 
 
@@ -85,14 +85,12 @@ def options(workplace, out, **changes) -> list[str]:
 
 
 @pytest.fixture
-def retrieval(monkeypatch, capsys, workplace, tmp_path):
+def retrieval(command, workplace, tmp_path):
     """Runs the script; returns `all_results.json`."""
 
     def run(out=None, flags=(), **changes) -> dict:
         out = out or tmp_path / "out"
-        code, _, error = run_command(
-            monkeypatch, capsys, retrieval_command, *options(workplace, out, **changes), *flags
-        )
+        code, _, error = command(retrieval_command, *options(workplace, out, **changes), *flags)
         assert code == 0, error
         return json.loads((out / "all_results.json").read_text())
 
@@ -153,15 +151,13 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(retrieval, tmp_path,
     assert (tmp_path / "out/train_rows.jsonl").read_text() == rows
 
 
-def test_figures_of_a_run_that_was_cut_off_are_those_of_its_model(
-    retrieval, workplace, tmp_path, monkeypatch, capsys, caplog
-):
+def test_figures_of_a_run_that_was_cut_off_are_those_of_its_model(retrieval, workplace, tmp_path, command, caplog):
     first = retrieval(flags=["--no_do_train"])
     (tmp_path / "out/all_results.json").unlink()
     assert retrieval(flags=["--no_do_train"]) == first and "are there already" in caplog.text
     (tmp_path / "out/all_results.json").unlink()
     other = options(workplace, tmp_path / "out", model_name_or_path=workplace / "teacher")
-    code, _, error = run_command(monkeypatch, capsys, retrieval_command, *other, "--no_do_train")
+    code, _, error = command(retrieval_command, *other, "--no_do_train")
     assert code == 2 and f"was run with model_name_or_path {workplace / 'model'} instead of" in error
 
 
@@ -330,7 +326,7 @@ def test_mteb_measures_what_we_measure(workplace, tmp_path):
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     from modernalbert.evaluation.retrieval import evaluate_ranking
-    from modernalbert.run_retrieval import Figures, evaluate_mteb
+    from modernalbert.run_retrieval import RetrievalResults, evaluate_mteb
 
     data = load_retrieval_set(str(workplace / "set"), "test")
     model = SentenceTransformer(str(workplace / "teacher"), device="cpu")
@@ -349,10 +345,10 @@ def test_mteb_measures_what_we_measure(workplace, tmp_path):
             self.dataset = {"default": {"test": part | {"relevant_docs": data.qrels}}}
             self.data_loaded = True
 
-    figures = Figures(tmp_path)
+    figures = RetrievalResults(tmp_path)
     evaluate_mteb(model, [OurTask()], figures, 4, reuse=True)
     theirs = json.loads((tmp_path / "mteb/model/OurTask.json").read_text())["scores"]["test"][0]
-    again = Figures(tmp_path)
+    again = RetrievalResults(tmp_path)
     evaluate_mteb(None, [OurTask()], again, 4, reuse=True)  # finished, so no model is needed
     for each in (figures, again):
         assert each.flat("OurTask")["OurTask_ndcg_at_10"] == pytest.approx(ours["ndcg_at_10"], abs=1e-5)
@@ -395,13 +391,13 @@ def test_mteb_measures_what_we_measure(workplace, tmp_path):
         ),
     ],
 )
-def test_mistakes_get_one_sentence(monkeypatch, capsys, workplace, tmp_path, changes, flags, said):
+def test_mistakes_get_one_sentence(command, workplace, tmp_path, changes, flags, said):
     def fill(value):
         return [fill(v) for v in value] if isinstance(value, list) else str(value).replace("{w}", str(workplace))
 
     changes = {name: None if value is None else fill(value) for name, value in changes.items()}
     words = options(workplace, tmp_path / "out", **changes)
-    code, _, error = run_command(monkeypatch, capsys, retrieval_command, *words, *flags)
+    code, _, error = command(retrieval_command, *words, *flags)
     assert code == 2 and fill(said) in error, error
     assert not (tmp_path / "out/all_results.json").exists()
 
@@ -416,6 +412,6 @@ def test_missing_packages_are_named_with_their_command(monkeypatch):
         importlib.reload(run_retrieval)
 
 
-def test_the_script_explains_itself(monkeypatch, capsys):
-    code, output, _ = run_command(monkeypatch, capsys, retrieval_command, "--help")
+def test_the_script_explains_itself(command):
+    code, output, _ = command(retrieval_command, "--help")
     assert code == 0 and "--mine_hard_negatives" in output and "--matryoshka_dims" in output

@@ -9,7 +9,7 @@ import sys
 import datasets
 import pytest
 from safetensors.torch import load_file
-from small_models import REPOSITORY, run_command, tiny_model
+from small_models import REPOSITORY, tiny_model
 from small_squad import PARAGRAPHS, squad_content, write_squad
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -41,7 +41,7 @@ def workplace(tmp_path, nano_tokenizer, monkeypatch):
 SMALL_WINDOWS = ["--max_seq_length", 48, "--doc_stride", 16]
 
 
-def squad(monkeypatch, capsys, workplace, *arguments, train="train.json", validation="validation.json"):
+def squad(command, workplace, *arguments, train="train.json", validation="validation.json"):
     places = {
         "--model_name_or_path": workplace / "model",
         "--output_dir": workplace / "out",
@@ -50,7 +50,7 @@ def squad(monkeypatch, capsys, workplace, *arguments, train="train.json", valida
     }
     places = [x for flag, value in places.items() if flag not in arguments for x in (flag, value)]
     quick = ["--per_device_train_batch_size", 8, "--disable_tqdm", "true", "--logging_steps", 1]
-    return run_command(monkeypatch, capsys, squad_command, *places, *quick, *arguments)
+    return command(squad_command, *places, *quick, *arguments)
 
 
 def read(workplace, name: str):
@@ -60,7 +60,7 @@ def read(workplace, name: str):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_short_training_answers_its_questions(monkeypatch, capsys, workplace):
+def test_a_short_training_answers_its_questions(command, workplace):
     """The shipped checkpoint learns two paragraphs by heart, the unanswerable questions too."""
     content = squad_content()
     content["data"] = content["data"][:2]
@@ -68,7 +68,7 @@ def test_a_short_training_answers_its_questions(monkeypatch, capsys, workplace):
     arguments = ["--model_name_or_path", CHECKPOINT, "--num_train_epochs", 14, "--learning_rate", "1e-3"]
     arguments += ["--eval_strategy", "steps", "--eval_steps", 14, "--save_strategy", "no", "--warmup_steps", 2]
     arguments += ["--load_best_model_at_end", "false"]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments, train="two.json", validation="two.json")
+    code, _, error = squad(command, workplace, *arguments, train="two.json", validation="two.json")
     assert code == 0, error
     results = read(workplace, "all_results.json")
     assert results["eval_f1"] == results["eval_exact"] == results["eval_HasAns_f1"] == results["eval_NoAns_f1"] == 100.0
@@ -85,9 +85,9 @@ def test_a_short_training_answers_its_questions(monkeypatch, capsys, workplace):
         assert all(context[answer.start : answer.end] == answer.text for answer in answers)
 
 
-def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workplace):
+def test_fine_tune_predict_merge_and_refuse_to_repeat(command, workplace):
     arguments = ["--test_file", workplace / "test.json", "--num_train_epochs", 1, "--merge_after", "calibrated"]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments, *SMALL_WINDOWS)
+    code, _, error = squad(command, workplace, *arguments, *SMALL_WINDOWS)
     assert code == 0, error
     results = read(workplace, "all_results.json")
     questions = read_squad(str(workplace / "validation.json"))
@@ -113,22 +113,22 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(monkeypatch, capsys, workp
     ModernALBERTForQuestionAnswering.from_pretrained(workplace / "out")
     report = read(workplace, "merged/merge_report.json")
     assert set(report["metrics"]["merged"]) == {"f1", "exact"} and report["method"] == "calibrated"
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 2 and "holds a finished run" in error
 
 
-def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(monkeypatch, capsys, workplace, caplog):
+def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(command, workplace, caplog):
     out = workplace / "out"
     arguments = ["--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "no", "--num_train_epochs", 2]
     arguments += ["--save_total_limit", 5, "--seed", 3, "--learning_rate", "1e-3"]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 0, error
     whole, weights = read(workplace, "all_results.json"), load_file(out / "model.safetensors")
     # as if cut off while checkpoint-8 was written
     (out / "all_results.json").unlink()
     (out / "checkpoint-8/trainer_state.json").unlink()
     caplog.clear()
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 0, error
     assert f"Continuing from {out / 'checkpoint-6'}" in caplog.text
     again = read(workplace, "all_results.json")
@@ -137,7 +137,7 @@ def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(monkeypatch
         assert value.allclose(weights[name], atol=1e-6), name
 
 
-def test_two_processes_predict_as_one(monkeypatch, capsys, workplace):
+def test_two_processes_predict_as_one(command, workplace):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "run_squad.py")]
     command += ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "two", "--use_cpu", "True"]
@@ -149,7 +149,7 @@ def test_two_processes_predict_as_one(monkeypatch, capsys, workplace):
     assert done.returncode == 0, done.stderr
     two = json.loads((workplace / "two/all_results.json").read_text())
     arguments = ["--model_name_or_path", workplace / "two", "--no_do_train", "--per_device_eval_batch_size", 7]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments, *SMALL_WINDOWS)
+    code, _, error = squad(command, workplace, *arguments, *SMALL_WINDOWS)
     assert code == 0, error
     one = read(workplace, "all_results.json")
     for name in ("eval_f1", "eval_exact", "eval_HasAns_f1", "eval_NoAns_f1", "eval_best_f1_thresh", "eval_samples"):
@@ -162,7 +162,7 @@ def test_two_processes_predict_as_one(monkeypatch, capsys, workplace):
     assert len(list((workplace / "cache").rglob("*.arrow"))) == 2
 
 
-def test_windows_are_made_once_and_again_where_something_changed(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_windows_are_made_once_and_again_where_something_changed(command, workplace, nano_tokenizer):
     questions = read_squad(str(workplace / "train.json"))
     folder = workplace / "cache" / "modernalbert_squad"
 
@@ -182,10 +182,10 @@ def test_windows_are_made_once_and_again_where_something_changed(monkeypatch, ca
         assert len(made(**change)[1]) == i + 2, change
 
 
-def test_squad_1_always_answers(monkeypatch, capsys, workplace):
+def test_squad_1_always_answers(command, workplace):
     for name in ("train.json", "validation.json"):
         write_squad(workplace / name, version_2=False)
-    code, _, error = squad(monkeypatch, capsys, workplace, "--num_train_epochs", 1)
+    code, _, error = squad(command, workplace, "--num_train_epochs", 1)
     assert code == 0, error
     results = read(workplace, "all_results.json")
     assert not any("NoAns" in name or "thresh" in name or "best" in name for name in results)
@@ -194,9 +194,9 @@ def test_squad_1_always_answers(monkeypatch, capsys, workplace):
     assert not (workplace / "out/null_odds_validation.json").exists()
 
 
-def test_the_threshold_of_the_validation_questions_serves_the_test(monkeypatch, capsys, workplace):
+def test_the_threshold_of_the_validation_questions_serves_the_test(command, workplace):
     arguments = ["--test_file", workplace / "train.json", "--num_train_epochs", 1]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 0, error
     results = read(workplace, "all_results.json")
     assert results["test_null_threshold"] == results["eval_null_threshold"] == results["eval_best_f1_thresh"]
@@ -204,7 +204,7 @@ def test_the_threshold_of_the_validation_questions_serves_the_test(monkeypatch, 
     # One that is given serves both.
     arguments = ["--model_name_or_path", workplace / "out", "--no_do_train", "--null_score_diff_threshold", "-1000"]
     arguments += ["--output_dir", workplace / "silent"]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 0, error
     silent = json.loads((workplace / "silent/all_results.json").read_text())
     assert (
@@ -214,7 +214,7 @@ def test_the_threshold_of_the_validation_questions_serves_the_test(monkeypatch, 
     assert silent["eval_best_f1"] == results["eval_best_f1"]
 
 
-def test_a_data_set_with_the_columns_of_the_hubs(monkeypatch, capsys, workplace):
+def test_a_data_set_with_the_columns_of_the_hubs(command, workplace):
     (workplace / "hub").mkdir()
     for split in ("train", "validation"):
         rows = [
@@ -229,18 +229,18 @@ def test_a_data_set_with_the_columns_of_the_hubs(monkeypatch, capsys, workplace)
         (workplace / "hub" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ["--model_name_or_path", workplace / "model", "--dataset_name", workplace / "hub", "--num_train_epochs"]
     arguments += [1, "--output_dir", workplace / "out", "--disable_tqdm", "true"]
-    code, _, error = run_command(monkeypatch, capsys, squad_command, *arguments)
+    code, _, error = command(squad_command, *arguments)
     assert code == 0, error
     results = read(workplace, "all_results.json")
     assert results["train_samples"] == 2 * NUM_QUESTIONS and results["eval_NoAns_total"] == NUM_NULL
 
 
-def test_other_encoders_whatever_head_they_had(monkeypatch, capsys, workplace, nano_tokenizer):
+def test_other_encoders_whatever_head_they_had(command, workplace, nano_tokenizer):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3)
     BertForSequenceClassification(config).save_pretrained(workplace / "bert")
     nano_tokenizer.save_pretrained(workplace / "bert")
     arguments = ["--model_name_or_path", workplace / "bert", "--num_train_epochs", 1]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 0, error
     assert read(workplace, "config.json")["architectures"] == ["BertForQuestionAnswering"]
     assert "eval_f1" in read(workplace, "all_results.json")
@@ -255,33 +255,33 @@ def misplaced(workplace) -> None:
     write_squad(workplace / "wrong.json", content)
 
 
-def test_misplaced_answers_are_counted_and_not_trained_on(monkeypatch, capsys, workplace, caplog):
+def test_misplaced_answers_are_counted_and_not_trained_on(command, workplace, caplog):
     misplaced(workplace)
     files = {"train": "wrong.json", "validation": "wrong.json"}
-    code, _, error = squad(monkeypatch, capsys, workplace, "--num_train_epochs", 1, **files)
+    code, _, error = squad(command, workplace, "--num_train_epochs", 1, **files)
     assert code == 0, error
     assert "1 of 10 answers do not stand where their answer_start says" in caplog.text
     results = read(workplace, "all_results.json")
     assert results["train_samples"] == NUM_QUESTIONS - 1 and results["eval_total"] == NUM_QUESTIONS
 
 
-def test_training_needs_an_answer_in_its_place(monkeypatch, capsys, workplace):
+def test_training_needs_an_answer_in_its_place(command, workplace):
     content = squad_content(version_2=False)
     for article in content["data"]:
         for entry in article["paragraphs"][0]["qas"]:
             entry["answers"][0]["answer_start"] += 1
     write_squad(workplace / "shifted.json", content)
-    code, _, error = squad(monkeypatch, capsys, workplace, train="shifted.json")
+    code, _, error = squad(command, workplace, train="shifted.json")
     assert code == 2 and "have no answer that stands where its answer_start says" in error
     assert not (workplace / "out").exists()
 
 
-def test_questions_longer_than_the_window_are_cut_and_said(monkeypatch, capsys, workplace, caplog):
+def test_questions_longer_than_the_window_are_cut_and_said(command, workplace, caplog):
     content = squad_content()
     content["data"][0]["paragraphs"][0]["qas"][0]["question"] = "Why " + "oh why " * 100 + "?"
     write_squad(workplace / "long.json", content)
     arguments = ["--num_train_epochs", 1, *SMALL_WINDOWS]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments, validation="long.json")
+    code, _, error = squad(command, workplace, *arguments, validation="long.json")
     assert code == 0, error
     assert "validation: 1 questions were cut to 14 tokens" in caplog.text and "(first: id '0-0')" in caplog.text
     assert len(read(workplace, "predictions_validation.json")) == NUM_QUESTIONS
@@ -304,11 +304,11 @@ def test_questions_longer_than_the_window_are_cut_and_said(monkeypatch, capsys, 
         (["--max_seq_length", "0"], "--max_seq_length 0 is not allowed"),
     ],
 )
-def test_mistakes_get_one_sentence_and_write_nothing(monkeypatch, capsys, workplace, arguments, said):
+def test_mistakes_get_one_sentence_and_write_nothing(command, workplace, arguments, said):
     misplaced(workplace)
     before = sorted(path.name for path in workplace.iterdir())
     arguments = [argument.replace("{tmp}", str(workplace)) for argument in arguments]
-    code, _, error = squad(monkeypatch, capsys, workplace, *arguments)
+    code, _, error = squad(command, workplace, *arguments)
     assert code == 2, error
     assert said in error, error
     assert sorted(path.name for path in workplace.iterdir()) == before
@@ -324,12 +324,12 @@ def test_mistakes_get_one_sentence_and_write_nothing(monkeypatch, capsys, workpl
         (["--train_file", "{tmp}/train.json", "--no_do_eval"], "--model_name_or_path is missing"),
     ],
 )
-def test_missing_arguments(monkeypatch, capsys, workplace, arguments, said):
+def test_missing_arguments(command, workplace, arguments, said):
     arguments = [argument.replace("{tmp}", str(workplace)) for argument in arguments]
-    code, _, error = run_command(monkeypatch, capsys, squad_command, "--output_dir", workplace / "out", *arguments)
+    code, _, error = command(squad_command, "--output_dir", workplace / "out", *arguments)
     assert code == 2 and said in error and not (workplace / "out").exists()
 
 
-def test_the_command_explains_itself(monkeypatch, capsys):
-    code, output, _ = run_command(monkeypatch, capsys, squad_command, "--help")
+def test_the_command_explains_itself(command):
+    code, output, _ = command(squad_command, "--help")
     assert code == 0 and "--null_score_diff_threshold" in output and "--doc_stride" in output

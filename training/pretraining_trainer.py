@@ -25,6 +25,7 @@ from transformers import Trainer
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 
 from .distillation import DistilledStudent, Teacher, TeacherOutputs
+from .router_learning_rate import RouterLearningRateMixin
 from .teacher_cache import CachedTeacher
 
 
@@ -32,7 +33,7 @@ PROJECTIONS_FILE = "distillation.safetensors"
 STUDENT = "student."
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(RouterLearningRateMixin, Trainer):
     """
     Trains a `DistilledStudent` on rows of `data/packing.py`, in the order in which they come.
 

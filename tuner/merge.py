@@ -32,7 +32,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert import modeling_modernalbert
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError, error_message
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.merging.methods import MERGE_METHODS, MergedExpert, MergeSettings, merge_factors
 from modernalbert.modeling_mol import summarise_routing
@@ -331,7 +331,7 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {first_sentence(error)}"
+            f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {error_message(error)}"
         ) from None
 
 

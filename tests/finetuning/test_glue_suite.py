@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
-from small_models import REPOSITORY, run_command, tiny_model
+from small_models import REPOSITORY, tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM
 from modernalbert.cli.errors import UserError
@@ -65,8 +65,8 @@ def options(place, *more):
     ]
 
 
-def suite(monkeypatch, capsys, place, *more):
-    return run_command(monkeypatch, capsys, glue_command, *options(place, *more))
+def suite(command, place, *more):
+    return command(glue_command, *options(place, *more))
 
 
 def rows_of(place):
@@ -149,10 +149,10 @@ def test_rows_and_averages_of_several_seeds(tmp_path):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_all_tasks_with_two_seeds_then_only_what_is_missing(monkeypatch, capsys, place, caplog):
+def test_all_tasks_with_two_seeds_then_only_what_is_missing(command, place, caplog):
     shutil.rmtree(place / "rows/stsb")
     arguments = ["--init_from_mnli", "--seeds", 0, 1, "--learning_rate", "3e-3", "--merge_after", "uniform"]
-    code, output, error = suite(monkeypatch, capsys, place, *arguments)
+    code, output, error = suite(command, place, *arguments)
     assert code == 0, error
     out = place / "out"
     assert "holds no folders cola, sst2, mrpc, stsb, qqp, qnli, wnli: these tasks are left out" in caplog.text
@@ -191,26 +191,26 @@ def test_all_tasks_with_two_seeds_then_only_what_is_missing(monkeypatch, capsys,
     # as if it had been stopped before the last run was complete
     (out / "rte/seed-1/all_results.json").unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*/all_results.json")}
-    code, _, error = suite(monkeypatch, capsys, place, *arguments)
+    code, _, error = suite(command, place, *arguments)
     assert code == 0, error
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()) and rows_of(place) == rows
     # a run of other settings is not passed off as this one
-    code, _, error = suite(monkeypatch, capsys, place, *arguments, "--learning_rate", "1e-3")
+    code, _, error = suite(command, place, *arguments, "--learning_rate", "1e-3")
     assert code == 2 and "learning_rate 0.003 instead of 0.001: choose another folder" in error
 
 
-def test_a_failed_task_is_named_and_the_others_are_kept(monkeypatch, capsys, place):
+def test_a_failed_task_is_named_and_the_others_are_kept(command, place):
     good = (place / "rows/mnli/train.jsonl").read_text()
     (place / "rows/mnli/train.jsonl").write_text('{"premise": "a"}\n')
     arguments = ["--init_from_mnli", "--seeds", 5]
-    code, _, error = suite(monkeypatch, capsys, place, *arguments)
+    code, _, error = suite(command, place, *arguments)
     assert code == 2 and "3 of 3 runs failed" in error and "mnli/train.jsonl, line 1: no column 'hypothesis'" in error
     assert "rte with seed 5: it starts from mnli with seed 5, which is not finished" in error
-    code, _, error = suite(monkeypatch, capsys, place, "--seeds", 5, "--output_dir", place / "out2")
+    code, _, error = suite(command, place, "--seeds", 5, "--output_dir", place / "out2")
     assert code == 2 and "1 of 3 runs failed (mnli with seed 5" in error
     assert {row["task"] for row in json.loads((place / "out2/results.json").read_text())} == {"rte", "stsb"}
     (place / "rows/mnli/train.jsonl").write_text(good)
-    code, _, error = suite(monkeypatch, capsys, place, "--seeds", 5, "--output_dir", place / "out2")
+    code, _, error = suite(command, place, "--seeds", 5, "--output_dir", place / "out2")
     assert code == 0, error
     rows = json.loads((place / "out2/results.json").read_text())
     assert {row["task"] for row in rows} == {"mnli", "rte", "stsb"}
@@ -233,12 +233,12 @@ def test_a_crash_in_one_run_does_not_end_the_suite(place):
     assert rows_of(place)["rows/rte", "model", "accuracy"]["seeds"] == [2]
 
 
-def test_one_task_from_a_checkpoint_of_mnli(monkeypatch, capsys, place):
+def test_one_task_from_a_checkpoint_of_mnli(command, place):
     tiny_model(ModernALBERTForMaskedLM, vocab_size=30522, std=0.1, seed=9).save_pretrained(place / "mnli")
     shutil.copy(place / "model/tokenizer.json", place / "mnli")
     shutil.copy(place / "model/tokenizer_config.json", place / "mnli")
     arguments = ["--task_name", "stsb", "--init_from_mnli", place / "mnli", "--learning_rate", 0]
-    code, _, error = suite(monkeypatch, capsys, place, *arguments)
+    code, _, error = suite(command, place, *arguments)
     assert code == 0, error
     start, end = load_file(place / "mnli/model.safetensors"), load_file(place / "out/model.safetensors")
     name = "model.groups.0.attn.Wqkv.weight"
@@ -246,14 +246,14 @@ def test_one_task_from_a_checkpoint_of_mnli(monkeypatch, capsys, place):
     assert not (load_file(place / "model/model.safetensors")[name] == end[name]).all()
 
 
-def test_seeds_of_rows_of_ones_own(monkeypatch, capsys, place):
+def test_seeds_of_rows_of_ones_own(command, place):
     rows = [{"text": text, "label": ("yes", "no")[i % 2]} for i, text in enumerate(TEXTS)]
     (place / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = ["--train_file", place / "mine.jsonl", "--validation_file", place / "mine.jsonl"]
     words = options(place, *files, "--seeds", 3, 4, "--per_device_train_batch_size", 6)
     for flag in ("--data_dir", "--task_name"):
         del words[words.index(flag) : words.index(flag) + 2]
-    code, _, error = run_command(monkeypatch, capsys, glue_command, *words)
+    code, _, error = command(glue_command, *words)
     assert code == 0, error
     row = rows_of(place)["mine", "model", "macro_f1"]
     assert row["seeds"] == [3, 4] and row["settings"]["train_batch_size"] == 6
@@ -262,7 +262,7 @@ def test_seeds_of_rows_of_ones_own(monkeypatch, capsys, place):
         ("--adam_epsilon", 1, "adam_epsilon 1e-08 instead of 1"),
         ("--test_file", "t", "test_file"),
     ):
-        code, _, error = run_command(monkeypatch, capsys, glue_command, *words, flag, value)
+        code, _, error = command(glue_command, *words, flag, value)
         assert code == 2 and f"was run with {said}" in error
 
 
@@ -284,20 +284,20 @@ def test_seeds_of_rows_of_ones_own(monkeypatch, capsys, place):
         (["--model_name_or_path", "{tmp}/nothing"], "nothing cannot be loaded"),
     ],
 )
-def test_mistakes_are_said_before_anything_starts(monkeypatch, capsys, place, arguments, said):
+def test_mistakes_are_said_before_anything_starts(command, place, arguments, said):
     write_rows(place / "half/rte/train.jsonl", "rte", 4)
     shutil.copytree(place / "rows/rte", place / "lone/rte")
     arguments = [str(argument).replace("{tmp}", str(place)) for argument in arguments]
-    code, _, error = suite(monkeypatch, capsys, place, *arguments)
+    code, _, error = suite(command, place, *arguments)
     assert code == 2 and said in error, error
     assert not (place / "out").exists()
 
 
-def test_two_processes_predict_what_one_does(monkeypatch, capsys, place):
+def test_two_processes_predict_what_one_does(command, place):
     shutil.rmtree(place / "rows/stsb")
     # Nothing is learned at this rate, so predictions tell whether rows keep their places.
     arguments = ["--seeds", 1, "--learning_rate", 0, "--per_device_eval_batch_size", 2, "--use_cpu", "true"]
-    code, _, error = suite(monkeypatch, capsys, place, *arguments, "--output_dir", place / "one")
+    code, _, error = suite(command, place, *arguments, "--output_dir", place / "one")
     assert code == 0, error
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launch += [str(REPOSITORY / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
