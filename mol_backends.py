@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
@@ -187,7 +188,9 @@ def fill_slots(
     """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
     num_experts, rank, _ = experts.A_in.shape
     blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
-    return Slots(blocks.repeat_interleave(rank, dim=-1), routing_weights.to(dtype).t().unsqueeze(-1))
+    return Slots(
+        blocks.unsqueeze(-1).expand(*blocks.shape, rank).flatten(-2), routing_weights.to(dtype).t().unsqueeze(-1)
+    )
 
 
 def expand_slots(base: torch.Tensor, low_rank: torch.Tensor, B_in: torch.Tensor, slots: Slots) -> torch.Tensor:
@@ -222,8 +225,9 @@ def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tens
 
 def token_blocks(tokens: torch.Tensor, size: int = CPU_TOKEN_BLOCK) -> list[slice] | None:
     """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
-    # A length known only at run time (export, dynamic compilation) is not cut: the number of blocks would be fixed.
-    if tokens.device.type != "cpu" or not statically_known_true(tokens.shape[0] > size):
+    # A length known only at run time (tracing, export, dynamic compilation) is not cut: the number of blocks would be
+    # fixed.
+    if tokens.device.type != "cpu" or torch.jit.is_tracing() or not statically_known_true(tokens.shape[0] > size):
         return None
     return [slice(start, start + size) for start in range(0, tokens.shape[0], size)]
 
@@ -278,6 +282,121 @@ def masked_mol(
     return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
 
+# Activations of a GLU whose derivative is an operator of its own, (gradient, input) -> gradient.
+GLU_DERIVATIVES = {
+    "gelu": (nn.functional.gelu, torch.ops.aten.gelu_backward),
+    "silu": (nn.functional.silu, torch.ops.aten.silu_backward),
+}
+
+
+class MixStackedSlots(torch.autograd.Function):
+    """
+    The k slots of a GLU as `masked_mol` computes them, with the backward pass written out.
+
+    (x (T, d), P_in x (T, 2 f), routing weights (T, k), ...) -> sum_e q_e u_e (T, f), and the input of B_out (T, E r).
+
+    Autograd would add up several gradients of width 2 f for each slot, in as many passes over memory. Here each slot
+    costs four products with the stacked factors and one pass for each factor of u = act(h) v. Both halves h and v are
+    tensors of their own, because an activation of half a tensor runs at half the speed (measured).
+    """
+
+    @staticmethod
+    def forward(ctx, x, base, routing_weights, experts_index, A_in, B_in, A_out, scaling, activation):
+        slots = fill_slots(routing_weights, experts_index, Experts(A_in, B_in, A_out, None, scaling), base.dtype)
+        stacked_A_in, stacked_A_out = A_in.flatten(0, 1), A_out.flatten(0, 1)  # (E r, d), (E r, f)
+        stacked_B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, 2 f)
+        act, _ = GLU_DERIVATIVES[activation]
+        mixture, low_rank_out, kept = None, None, []
+        with torch.autocast(x.device.type, enabled=False):
+            low_rank_in = x @ stacked_A_in.t()
+            for blocks, gate in zip(*slots):
+                a = low_rank_in * blocks
+                halves = zip(base.chunk(2, dim=-1), stacked_B_in.chunk(2, dim=-1))
+                h, v = (torch.addmm(half, a, factor) for half, factor in halves)
+                g = act(h)
+                u = g * v
+                c = (u @ stacked_A_out.t()).mul_(blocks)
+                mixture = u * gate if mixture is None else mixture.addcmul_(u, gate)
+                low_rank_out = c * gate if low_rank_out is None else low_rank_out.addcmul_(c, gate)
+                kept += [a, h, v, g, u, c]
+        ctx.save_for_backward(x, stacked_A_in, stacked_B_in, stacked_A_out, *slots, *kept)
+        ctx.activation, ctx.factors_shape, ctx.gate_dtype = activation, A_in.shape, routing_weights.dtype
+        return mixture, low_rank_out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_mixture, d_low_rank_out):
+        x, A_in, B_in, A_out, all_blocks, gates, *kept = ctx.saved_tensors
+        _, derivative = GLU_DERIVATIVES[ctx.activation]
+        num_experts, rank, _ = ctx.factors_shape
+        width = A_out.shape[1]
+        d_base = d_low_rank_in = None
+        d_gates = []
+        # Gradients of the experts are summed in at least float32.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        d_A_out, d_B_in = (x.new_zeros(factor.shape, dtype=wide) for factor in (A_out, B_in))
+        with torch.autocast(x.device.type, enabled=False):
+            for slot, (blocks, gate) in enumerate(zip(all_blocks, gates)):
+                a, h, v, g, u, c = kept[6 * slot : 6 * slot + 6]
+                d_gates.append(torch.linalg.vecdot(d_mixture, u) + torch.linalg.vecdot(d_low_rank_out, c))
+                d_c = d_low_rank_out * (blocks * gate)
+                d_A_out += d_c.t() @ u
+                d_u = (d_mixture * gate).addmm_(d_c, A_out)
+                d_v = d_u * g
+                d_h = derivative(d_u.mul_(v), h)
+                d_a = None
+                for part, d_half in ((slice(width), d_h), (slice(width, None), d_v)):
+                    d_B_in[:, part] += a.t() @ d_half
+                    factor = B_in[:, part].t()
+                    d_a = d_half @ factor if d_a is None else d_a.addmm_(d_half, factor)
+                d_a.mul_(blocks)
+                if d_base is None:
+                    d_base, d_low_rank_in = torch.cat([d_h, d_v], dim=1), d_a
+                else:
+                    d_base[:, :width] += d_h
+                    d_base[:, width:] += d_v
+                    d_low_rank_in += d_a
+            d_x = d_low_rank_in @ A_in
+            d_A_in = d_low_rank_in.t() @ x
+
+        def by_expert(d_factor: torch.Tensor) -> torch.Tensor:  # (E r, n) -> (E, r, n)
+            return d_factor.unflatten(0, (num_experts, rank)).to(x.dtype)
+
+        d_weights = torch.stack(d_gates, dim=1).to(ctx.gate_dtype)
+        return d_x, d_base, d_weights, None, by_expert(d_A_in), by_expert(d_B_in).mT, by_expert(d_A_out), None, None
+
+
+def why_not_stacked(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
+    """The reason why it cannot be used, or None."""
+    if ffn.glu_activation not in GLU_DERIVATIVES:
+        return f"it knows only GLUs of {' and '.join(GLU_DERIVATIVES)}"
+    return None if all(mask is None for mask in masks) else "it has no dropout"
+
+
+@register_mol_backend("stacked", traceable=False, why_not=why_not_stacked)
+def stacked_mol(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    experts_index: torch.Tensor,
+    ffn: FFN,
+    experts: Experts,
+    masks: DropoutMasks,
+) -> torch.Tensor:
+    """
+    `masked` with the backward pass of its slots written out: a few large products instead of many passes over memory.
+
+    It keeps 4 f numbers for each token and slot until the backward pass. Second derivatives are not available
+    (`mol_backend="masked"` has them).
+    """
+    base = ffn.project_in(x)
+    # Under autocast the projections are narrower than x.
+    narrow = [factor.to(base.dtype) for factor in experts[:3]]
+    mixture, low_rank = MixStackedSlots.apply(
+        x.to(base.dtype), base, routing_weights, experts_index, *narrow, experts.scaling, ffn.glu_activation
+    )
+    return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
+
+
 # On the CPU `grouped` pays from so many tokens on, for 8 experts and for 64: what it saves for each token, and what
 # its many small products cost, both grow with the experts; where half precision is fast, it saves less (measured:
 # benchmarks/ffn_speed.py).
@@ -293,10 +412,26 @@ def multiplies_in(dtype: torch.dtype) -> bool:
     )
 
 
+def is_fast_half_precision(x: torch.Tensor) -> bool:
+    """Whether products of x on the CPU are in half precision, by autocast or by its dtype, and it has such products."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype.itemsize == 2 and multiplies_in(dtype)
+
+
 def grouped_pays(x: torch.Tensor) -> bool:
     """Whether `grouped` is faster than `masked` for (T, d)."""
-    is_half = x.element_size() == 2 and multiplies_in(x.dtype)
-    return x.device.type == "cpu" and len(x) >= (GROUPED_TOKENS_IN_HALF_PRECISION if is_half else GROUPED_TOKENS)
+    least = GROUPED_TOKENS_IN_HALF_PRECISION if is_fast_half_precision(x) else GROUPED_TOKENS
+    return x.device.type == "cpu" and len(x) >= least
+
+
+def stacked_pays(x: torch.Tensor, experts: Experts) -> bool:
+    """
+    Whether `stacked` is the fastest for (T, d): in training, where half precision is fast, if all ranks together are
+    no wider than the model (measured: benchmarks/ffn_speed.py).
+    """
+    num_experts, rank, width = experts.A_in.shape
+    narrow = num_experts * rank <= width
+    return x.device.type == "cpu" and torch.is_grad_enabled() and narrow and is_fast_half_precision(x)
 
 
 def check_mol_backend(name: str) -> None:
@@ -309,17 +444,17 @@ def check_mol_backend(name: str) -> None:
         raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
 
 
-def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> Callable:
+def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> Callable:
     """
     The backend to use for tokens x (T, d).
 
-    "auto" is `masked`, but on the CPU `grouped` where there are enough tokens to pay for sorting them, and nothing in
-    the activation learns. While a graph is traced, compiled or exported, and under torch.func, it is always `masked`.
+    "auto" is `masked`, but on the CPU `stacked` or `grouped` where one of them pays and serves this FFN. While a graph
+    is traced, compiled or exported, and under torch.func, it is always `masked`.
     A backend asked for by name that cannot be used gives way to `masked` too, with a warning that says why.
     """
     tracing = is_tracing(x) or is_transformed()
     if name == "auto":
-        name = "grouped" if not tracing and not ffn.activation_learns and grouped_pays(x) else "masked"
+        name = "masked" if tracing else _fastest(x, ffn, experts, masks)
     elif name not in MOL_BACKENDS:
         name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
     elif tracing and name in NOT_TRACEABLE:
@@ -327,6 +462,13 @@ def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, masks: DropoutMasks
     elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
         name = _masked_instead_of(name, reason)
     return MOL_BACKENDS[name]
+
+
+def _fastest(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> str:
+    """The backend that "auto" takes where nothing is traced."""
+    if stacked_pays(x, experts) and _WHY_NOT["stacked"](x, ffn, masks) is None:
+        return "stacked"
+    return "grouped" if grouped_pays(x) and _WHY_NOT["grouped"](x, ffn, masks) is None else "masked"
 
 
 def is_transformed() -> bool:

@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from small_models import REPOSITORY, tiny_config
-from transformers import AutoConfig
+import transformers
+from small_models import REPOSITORY, tiny_config, tiny_model
+from transformers import AutoConfig, ModernBertConfig
 
 from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTModel
 
@@ -109,13 +110,70 @@ def test_keys_the_libraries_write_are_accepted():
     assert config.auto_map["AutoConfig"] == "x.Y" and "AutoModelForMaskedLM" in config.auto_map
 
 
-def test_a_file_of_a_newer_transformers_only_warns(tmp_path):
+def loaded_with_warnings(folder, caplog, **kwargs) -> tuple[ModernALBERTConfig, list[str]]:
+    caplog.clear()
+    transformers.utils.logging.enable_propagation()
+    try:
+        return AutoConfig.from_pretrained(folder, **kwargs), [record.getMessage() for record in caplog.records]
+    finally:
+        transformers.utils.logging.disable_propagation()
+
+
+def test_what_was_saved_can_be_loaded(tmp_path, caplog):
+    config = tiny_config()
+    own = {"my_threshold": 0.4, "_num_labels": 3, "padding": "longest", "label_smoothing": {"to": [0.1, None]}}
+    for name, value in own.items():
+        setattr(config, name, value)
+    ModernALBERTModel(config).save_pretrained(tmp_path)
+    again, (warning,) = loaded_with_warnings(tmp_path, caplog)
+    assert {name: getattr(again, name) for name in own} == own
+    assert all(repr(name) in warning for name in own) and "\n" not in warning and "newer" not in warning
+    assert ModernALBERTModel.from_pretrained(tmp_path).config.my_threshold == 0.4
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+    assert loaded_with_warnings(tmp_path, caplog, my_threshold=0.5)[0].my_threshold == 0.5
+    config, unused = ModernALBERTConfig.from_pretrained(tmp_path, num_expert=2, return_unused_kwargs=True)
+    assert config.my_threshold == 0.4 and unused == {"num_expert": 2}
+    # What a user writes is checked all the same.
+    with pytest.raises(ValueError, match="no field 'my_threshold'"):
+        tiny_config(my_threshold=0.4)
+    with pytest.raises(TypeError, match="num_expert"):
+        ModernALBERTModel.from_pretrained(tmp_path, num_expert=2)
+
+
+def test_a_file_of_a_newer_transformers_only_warns(tmp_path, caplog):
     fields = tiny_config().to_dict() | {"future_field": 1}
     (tmp_path / "config.json").write_text(json.dumps(fields | {"transformers_version": "99.0.0"}))
-    assert ModernALBERTConfig.from_pretrained(tmp_path).future_field == 1
-    (tmp_path / "config.json").write_text(json.dumps(fields | {"transformers_version": "5.0.0"}))
-    with pytest.raises(ValueError, match="no field 'future_field'"):
+    config, (warning,) = loaded_with_warnings(tmp_path, caplog)
+    assert config.future_field == 1 and "transformers 99.0.0, newer than" in warning
+
+
+def test_a_file_cannot_set_what_follows_from_its_fields(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config().to_dict() | {"num_groups": 3}))
+    with pytest.raises(ValueError, match="'num_groups' is no field.*follows from others"):
         ModernALBERTConfig.from_pretrained(tmp_path)
+
+
+def test_sliding_window_sets_local_attention_as_in_modernbert(tmp_path):
+    ours, theirs = tiny_config(local_attention=8), ModernBertConfig(local_attention=8)
+    for config in (ours, theirs):
+        assert config.sliding_window == 4
+        config.sliding_window = 3
+        assert config.local_attention == 6 and config.sliding_window == 3
+    assert tiny_config(sliding_window=5).local_attention == ModernBertConfig(sliding_window=5).local_attention == 10
+    ours.save_pretrained(tmp_path)
+    assert ModernALBERTConfig.from_pretrained(tmp_path).sliding_window == 3
+    assert ModernALBERTConfig.from_pretrained(tmp_path, sliding_window=2).local_attention == 4
+    with pytest.raises(ValueError, match="sliding_window=0 is not allowed: it must be an integer of at least 1"):
+        ours.sliding_window = 0
+    # The window is read at each forward.
+    model = tiny_model(ModernALBERTModel, layer_types=["sliding_attention"] * 6)
+    ids = torch.randint(3, 120, (1, 30))
+    before = model(ids)[0]
+    model.config.sliding_window = 60
+    full = tiny_model(ModernALBERTModel, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    torch.testing.assert_close(model(ids)[0], full(ids)[0])
+    assert not torch.allclose(model(ids)[0], before, atol=1e-3)
 
 
 def test_the_original_release_is_named_as_another_format(tmp_path):

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from small_models import tiny_config, tiny_model, tiny_modernbert
 
 from modernalbert import (
@@ -12,9 +13,17 @@ from modernalbert import (
     ModernALBERTForSequenceClassification,
     ModernALBERTForTokenClassification,
     ModernALBERTModel,
+    MoLConfig,
     upcycle_modernbert,
 )
-from modernalbert.modeling_modernalbert import PaddedBatch, flash_sequence_arguments, sequence_indices
+from modernalbert.modeling_modernalbert import (
+    PutRows,
+    TakeRows,
+    TokenLayout,
+    TokenSpans,
+    flash_sequence_arguments,
+    sequence_indices,
+)
 from modernalbert.upcycling.modernbert import config_from_modernbert
 
 
@@ -99,7 +108,7 @@ def test_real_tokens_alone_are_worked_on_and_it_changes_nothing(attention, side)
         return output
 
     model.embeddings.forward = watched
-    asked = {"output_hidden_states": True, "output_router_logits": True, "output_attentions": attention == "eager"}
+    asked = {"output_hidden_states": True, "output_router_logits": True}
     results = []
     for hooks in (False, True):
         handle = model.groups[0].register_forward_hook(lambda *_: None) if hooks else None
@@ -120,9 +129,6 @@ def test_real_tokens_alone_are_worked_on_and_it_changes_nothing(attention, side)
     for field in ("hidden_states", "router_logits"):
         for one, other in zip(actual[field], expected[field]):
             torch.testing.assert_close(one[real], other[real], **exact)
-    for one, other in zip(actual.attentions or (), expected.attentions or ()):
-        where = real[:, None, :, None].expand_as(one)
-        torch.testing.assert_close(one[where], other[where], **exact)
     assert not actual.last_hidden_state[~real].any()
     torch.testing.assert_close(actual.aux_loss, expected.aux_loss, **exact)
     torch.testing.assert_close(actual_usage, expected_usage)
@@ -178,6 +184,179 @@ def test_packing_changes_nothing(dtype, tolerance, attention):
             packed = output[r, start : start + len(sequence)]
             torch.testing.assert_close(packed, alone, atol=tolerance, rtol=tolerance)
             start += len(sequence)
+
+
+def mixed_lengths() -> dict[str, dict[str, torch.Tensor]]:
+    """Batches whose sequences are of very different lengths: padded on both sides and inside, and packed."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 120, (12, 40), generator=generator)
+    mask = torch.zeros_like(ids)
+    for row, (start, length) in enumerate([(0, 40), (2, 38), (30, 10), (0, 9), (0, 3), (39, 1), (0, 0), (5, 20)] * 2):
+        if row < len(mask):
+            mask[row, start : start + length] = 1
+    holes = mask.clone()
+    holes[1, 10:20] = holes[2, 33] = holes[3, 1:8] = holes[7, 6:24] = 0
+    positions = torch.stack([torch.cat([torch.arange(n) for n in (3, 20, 1, 9, 7)])] * 11 + [torch.arange(40)])
+    end = (torch.arange(40) < 35).long().expand(12, -1)
+    return {
+        "padded": {"input_ids": ids, "attention_mask": mask},
+        "padded inside": {"input_ids": ids, "attention_mask": holes},
+        "packed": {"input_ids": ids, "position_ids": positions},
+        "packed and padded": {"input_ids": ids, "position_ids": positions, "attention_mask": end},
+        "packed and padded inside": {"input_ids": ids, "position_ids": positions, "attention_mask": end * holes},
+    }
+
+
+def layout_of(model: ModernALBERTModel, batch: dict[str, torch.Tensor]) -> TokenLayout:
+    arguments = {name: batch.get(name) for name in ("attention_mask", "position_ids")}
+    return TokenLayout.build(model.config, batch["input_ids"], **arguments, dtype=model.dtype)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", mixed_lengths())
+def test_buckets_of_like_length_change_nothing(attention, name):
+    batch = mixed_lengths()[name]
+    model = tiny_model(ModernALBERTModel, torch.float64, layer_types=LOCAL_GLOBAL, attn_implementation=attention)
+    assert len(layout_of(model, batch).buckets) >= 3
+    results = []
+    for hooks in (False, True):  # what is hooked gets the batch as it is
+        handle = model.groups[0].register_forward_hook(lambda *_: None) if hooks else None
+        model.zero_grad()
+        states = model(**batch, output_hidden_states=True, output_router_logits=True)
+        (states.last_hidden_state.square().sum() + states.hidden_states[3].sin().sum()).backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        results.append((states, gradients))
+        if handle is not None:
+            handle.remove()
+    (actual, actual_gradients), (expected, expected_gradients) = results
+    for field in ("hidden_states", "router_logits"):
+        for one, other in zip(actual[field], expected[field], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(actual_gradients[name], gradient, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_buckets_hold_every_token_once_and_little_padding():
+    model = tiny_model(ModernALBERTModel)
+    for batch in mixed_lengths().values():
+        layout = layout_of(model, batch)
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        assert layout.places.sort().values.tolist() == mask.flatten().nonzero().flatten().tolist()
+        assert sum(bucket.num_tokens for bucket in layout.buckets) == len(layout.places)
+        states = torch.randn(1, len(layout.places), 2, 4, dtype=torch.float64)
+        parts = states.split([bucket.num_tokens for bucket in layout.buckets], dim=1)
+        again = [bucket.unpad(bucket.pad(part)) for bucket, part in zip(layout.buckets, parts)]
+        assert torch.equal(torch.cat(again, dim=1), states)
+        assert torch.equal(layout.pack(layout.unpack(states)), states)
+    padded_batch = layout_of(model, mixed_lengths()["padded"])
+    cells = sum(bucket.shape[0] * bucket.shape[1] for bucket in padded_batch.buckets)
+    assert len(padded_batch.places) >= 0.75 * cells
+
+
+def test_a_batch_without_padding_stays_as_it_is():
+    model = tiny_model(ModernALBERTModel)
+    ids = torch.randint(3, 120, (3, 9))
+    for batch in ({}, {"attention_mask": torch.ones_like(ids)}, {"position_ids": torch.arange(9)[None]}):
+        layout = layout_of(model, {"input_ids": ids} | batch)
+        assert layout.places is layout.buckets is layout.real is layout.masks["full_attention"] is None
+    # Of like lengths: one bucket.
+    mask = torch.ones_like(ids)
+    mask[0, 8] = mask[1, 0] = 0
+    assert [bucket.shape for bucket in layout_of(model, {"input_ids": ids, "attention_mask": mask}).buckets] == [(3, 9)]
+
+
+def test_positions_are_by_place_where_padding_lies_inside_a_sequence():
+    model = tiny_model(ModernALBERTModel, torch.float64)
+    ids, mask = torch.randint(3, 120, (1, 9)), torch.tensor([[1, 0, 1, 1, 0, 0, 1, 1, 0]])
+    places = mask[0].nonzero().flatten()
+    output = model(ids, mask)[0]
+    alone = model(ids[:, places], position_ids=places[None])[0]
+    torch.testing.assert_close(output[:, places], alone, atol=1e-10, rtol=1e-10)
+    # Positions counted without the padding, as generation code gives them, are positions of one sequence.
+    counted = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
+    assert sequence_indices(counted, mask) is None
+    actual = model(ids, mask, position_ids=counted)[0]
+    torch.testing.assert_close(actual[:, places], model(ids[:, places])[0], atol=1e-10, rtol=1e-10)
+
+
+def hooked(model):
+    model.model.groups[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def adapted(model):
+    config = MoLConfig(num_experts=2, r=2, target_modules=["groups.0.mlp"], init_weights=True)
+    return get_peft_model(model, config)
+
+
+def with_lora(model):
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["Wqkv", "Wi"]))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("run", [lambda model: model, hooked, adapted, with_lora])
+def test_every_returned_state_is_zero_at_padding(attention, run):
+    changes = {"layer_types": LOCAL_GLOBAL, "norm_bias": True, "attn_implementation": attention}
+    plain = tiny_model(ModernALBERTForMaskedLM, torch.float64, **changes)
+    model = run(tiny_model(ModernALBERTForMaskedLM, torch.float64, **changes)).eval()
+    ids, mask, _ = padded("left")
+    asked = {"output_hidden_states": True, "output_router_logits": True, "labels": ids}
+    output, expected = model(ids, mask, **asked), plain(ids, mask, **asked)
+    # Routers of an adapter, of two experts, report in their own way.
+    for state in (*output.hidden_states, *(logits for logits in output.router_logits if logits.shape[-1] == 4)):
+        assert not state[mask == 0].any()
+    # A head is given zeros there, and labels there, if there are any, meet what it makes of them.
+    nothing = plain.decode(torch.zeros(1, 32, dtype=torch.float64))
+    torch.testing.assert_close(output.logits[mask == 0], nothing.expand(int((mask == 0).sum()), -1))
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(output.loss, expected.loss, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_is_returned_lies_on_the_way_to_the_output(attention, side):
+    ids, mask, _ = padded(side)
+    gradients = []
+    for hooks in (False, True):
+        model = tiny_model(ModernALBERTForSequenceClassification, torch.float64, attn_implementation=attention)
+        if hooks:
+            hooked(model)
+        output = model(ids, mask, output_hidden_states=True, output_attentions=attention == "eager")
+        returned = [*output.hidden_states, *(output.attentions or ())]
+        for state in returned:
+            state.retain_grad()
+        output.logits[:, 0].sum().backward()
+        assert all(state.grad is not None and state.grad.any() for state in returned)
+        assert all(not state.grad[mask == 0].any() for state in output.hidden_states)
+        gradients.append([state.grad for state in returned])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+    # As layer-wise attribution uses it: a step against the gradient of a state is what that state's change does.
+    model = tiny_model(ModernALBERTForSequenceClassification, torch.float64, attn_implementation=attention)
+    step = torch.randn_like(gradients[0][2]) * 1e-6 * mask[..., None]
+    before = model(ids, mask).logits[:, 0].sum()
+    model.model.groups[1].register_forward_pre_hook(changed_once(step))
+    predicted = (gradients[0][2] * step).sum()
+    torch.testing.assert_close(model(ids, mask).logits[:, 0].sum() - before, predicted, atol=1e-10, rtol=1e-3)
+
+
+def changed_once(step):
+    """A hook that adds `step` to a module's input the first time."""
+    steps = [step]
+    return lambda _, inputs: (inputs[0] + steps.pop(), *inputs[1:]) if steps else None
+
+
+def test_rows_are_taken_and_put_with_gradients_of_every_order():
+    rows = torch.tensor([4, 0, 3])
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    put = PutRows.apply(x, rows, 5)
+    assert torch.equal(put[rows], x) and not put[[1, 2]].any()
+    assert torch.equal(TakeRows.apply(put, rows), x)
+    assert torch.autograd.gradcheck(lambda x: PutRows.apply(x, rows, 5), x)
+    assert torch.autograd.gradgradcheck(lambda x: PutRows.apply(x.sin(), rows, 5).square(), x)
+    y = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: TakeRows.apply(y, rows), y)
+    assert torch.autograd.gradgradcheck(lambda y: TakeRows.apply(y.sin(), rows).square(), y)
 
 
 def test_flex_attention_equals_sdpa_on_padded_and_packed_rows():
@@ -324,14 +503,14 @@ def test_flash_attention_gets_the_boundaries_of_packed_rows():
     assert arguments["max_length_q"] == arguments["max_length_k"] == 4
     assert arguments["cu_seq_lens_q"].dtype == torch.int32
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
-    assert sequence_indices(positions, mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 1, 1, 1]]
+    assert sequence_indices(positions, mask).tolist() == [[0, 0, 0, 1, -1], [0, 1, 1, 1, 1]]
     assert sequence_indices(torch.arange(5).expand(2, 5), mask) is None  # positions that grow: not packed
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_flash_attention_gets_the_boundaries_of_padded_rows(side):
     _, mask, _ = padded(side)
-    arguments = PaddedBatch.of(mask).flash_arguments()
+    arguments = TokenSpans.find(mask.shape, mask.device, mask.bool(), None).flash_arguments()
     assert arguments["cu_seq_lens_q"].tolist() == [0, 13, 33, 40]
     assert arguments["max_length_q"] == 20
 

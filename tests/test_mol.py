@@ -15,6 +15,7 @@ from modernalbert.mol_backends import (
     FFN,
     MOL_BACKENDS,
     DropoutMasks,
+    Experts,
     choose_mol_backend,
     concatenate_experts,
     expert_mask,
@@ -144,13 +145,51 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero():
 
 def test_which_backend_auto_chooses():
     def chosen(name, x):
-        return choose_mol_backend(name, x, FFN(None, None, None), DropoutMasks())
+        experts = Experts(torch.empty(4, 1, 8), None, None, None, 1.0)
+        function = choose_mol_backend(name, x, FFN(None, None, None), experts, DropoutMasks())
+        return next(name for name, backend in MOL_BACKENDS.items() if backend is function)
 
     few, many = torch.empty(255, 8), torch.empty(256, 8)
-    assert chosen("auto", few) is MOL_BACKENDS["masked"]
-    assert chosen("auto", many) is MOL_BACKENDS["grouped"]
-    assert chosen("auto", many.to("meta")) is MOL_BACKENDS["masked"]
-    assert chosen("masked", many) is MOL_BACKENDS["masked"]
+    assert chosen("auto", few) == "masked"
+    assert chosen("auto", many) == "grouped"
+    assert chosen("auto", many.to("meta")) == "masked"
+    assert chosen("masked", many) == "masked"
+
+
+@pytest.mark.parametrize("in_half", [False, True])
+def test_auto_stacks_in_half_precision_training_of_narrow_experts(in_half, monkeypatch):
+    monkeypatch.setattr("modernalbert.mol_backends.multiplies_in", lambda dtype: in_half or dtype == torch.float32)
+    x, masks = torch.empty(64, 8), DropoutMasks()
+
+    def chosen(activation="gelu", rank=2, masks=masks, autocast=True):
+        experts = Experts(torch.empty(4, rank, 8), None, None, None, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            function = choose_mol_backend("auto", x, FFN(None, None, None, activation), experts, masks)
+        return function is MOL_BACKENDS["stacked"]
+
+    assert chosen() == in_half
+    assert not chosen(autocast=False)
+    assert not chosen(rank=3)  # all ranks together are wider than the model
+    assert not chosen(activation="gelu_new")
+    assert not chosen(masks=DropoutMasks(ffn=torch.ones(64, 8)))
+    with torch.no_grad():
+        assert not chosen()
+
+
+@pytest.mark.parametrize("changes", [{"hidden_activation": "relu"}, {"mlp_dropout": 0.1}])
+def test_stacked_gives_way_to_masked_and_says_so(changes, caplog):
+    x = torch.randn(9, 32, dtype=torch.float64)
+    mol = mol_ffn("stacked", **changes).train()
+    _, said = warnings_of(caplog, lambda: mol(x))
+    assert "mol_backend='stacked' is not used, because it" in said
+
+
+def test_stacked_serves_silu():
+    x = torch.randn(40, 32, dtype=torch.float64)
+    changes = {"hidden_activation": "silu"}
+    expected = with_gradients(mol_ffn("reference", **changes).eval(), x)
+    actual = with_gradients(mol_ffn("stacked", **changes).eval(), x)
+    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
 
 
 def warnings_of(caplog, function) -> tuple[object, str]:

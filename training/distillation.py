@@ -28,7 +28,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, sequence_indices
+from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, batches_by_length, sequence_indices
+
+from .linear_cross_entropy import linear_cross_entropy
 
 
 HIDDEN_LOSSES = ("cosine", "mse")
@@ -178,7 +180,7 @@ class Teacher:
         teacher_states = sorted({teacher for _, teacher in self.layer_map}) if self.config.hidden_weight else []
         hidden: dict[int, torch.Tensor] = {}
         pooled, logits = None, None
-        for members in batches_by_length(lengths.tolist()):
+        for members in batches_by_length(lengths.tolist(), TEACHER_PADDING):
             members = torch.tensor(members, device=ids.device)
             columns = torch.arange(int(lengths[members].max()), device=ids.device)
             mask = columns < lengths[members, None]
@@ -219,21 +221,6 @@ class Teacher:
                 return_dict=True,
             )
         return outputs, outputs.hidden_states[-1] if outputs.hidden_states else None
-
-
-def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of like length, each with at most `TEACHER_PADDING` of padding."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    tokens = 0
-    for i in order:
-        longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or tokens + lengths[i] < (1 - TEACHER_PADDING) * longest * (len(batches[-1]) + 1):
-            batches.append([])
-            tokens = 0
-        batches[-1].append(i)
-        tokens += lengths[i]
-    return batches
 
 
 class DistilledStudent(nn.Module):
@@ -364,8 +351,10 @@ class DistilledStudent(nn.Module):
         self, states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """
-        The terms over the vocabulary, summed over tokens, a few thousand tokens at a time: where that is several times,
-        logits are not kept for the backward pass but computed again, or a batch's would be most of what a GPU holds.
+        The terms over the vocabulary, summed over tokens, without holding all logits at once.
+
+        The masked-LM term alone needs no logits (`linear_cross_entropy`). With a teacher's logits a few thousand tokens
+        are compared at a time, and where that is several times, computed again in the backward pass.
 
         Args:
             states: (n, d), last hidden states.
@@ -373,14 +362,17 @@ class DistilledStudent(nn.Module):
             teacher_logits: (n, V), or None.
         """
         config = self.distillation
+        if teacher_logits is None:
+            decoder = self.student.decoder
+            return {
+                "mlm_loss": linear_cross_entropy(self.student.transform(states), decoder.weight, decoder.bias, words)
+            }
 
-        def losses(states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
+        def losses(states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
             logits = self.student.decode(states).float()
-            terms = []
+            terms = [distillation_kl(logits, teacher_logits, config.temperature)]
             if config.mlm_weight:
                 terms.append(nn.functional.cross_entropy(logits, words, reduction="sum"))
-            if teacher_logits is not None:
-                terms.append(distillation_kl(logits, teacher_logits, config.temperature))
             return torch.stack(terms)
 
         size = max(1, VOCABULARY_BLOCK // self.config.vocab_size)
@@ -388,10 +380,9 @@ class DistilledStudent(nn.Module):
         total = 0.0
         for start in blocks:
             rows = slice(start, start + size)
-            block = (states[rows], words[rows], None if teacher_logits is None else teacher_logits[rows])
+            block = (states[rows], words[rows], teacher_logits[rows])
             total = total + (losses(*block) if len(blocks) == 1 else checkpoint(losses, *block, use_reentrant=False))
-        names = ["mlm_loss"] * bool(config.mlm_weight) + ["logits_loss"] * (teacher_logits is not None)
-        return dict(zip(names, total))
+        return dict(zip(("logits_loss", "mlm_loss"), total))
 
 
 def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:

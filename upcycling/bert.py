@@ -31,8 +31,7 @@ from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.modeling_modernalbert import (
     ModernALBERTForMaskedLM,
     ModernALBERTLayer,
-    prepare_attention,
-    rotary_embedding,
+    TokenLayout,
 )
 from modernalbert.training.distillation import DistillationConfig, Teacher
 from modernalbert.upcycling.embedding import check_equal, set_embedding, teacher_embedding
@@ -159,7 +158,9 @@ def fit_to_bert(
     last_norm = layers[-1].output.LayerNorm.weight
     student.model.final_norm.weight.copy_(last_norm.clamp(min=SMALLEST_NORM_WEIGHT))
     stream = student.model.embeddings(batch["clean_input_ids"], None)
-    masks, _ = prepare_attention(config, stream, batch["attention_mask"], batch["position_ids"])
+    layout = TokenLayout.build(
+        config, stream, batch["attention_mask"], batch["position_ids"], stream.dtype, keep_batch=True
+    )
     for k, group in enumerate(student.model.groups):
         first = k * config.group_depth
         uses = []
@@ -169,10 +170,8 @@ def fit_to_bert(
             uses.append(
                 {
                     "attention": {
-                        "position_embeddings": rotary_embedding(
-                            config, batch["position_ids"], layer_type, stream.dtype
-                        ),
-                        "attention_mask": masks[layer_type],
+                        "position_embeddings": layout.position_embeddings[layer_type],
+                        "attention_mask": layout.masks[layer_type],
                         "layer_type": layer_type,
                     },
                     "middle": target(2 * end - 1, layer + 0.5),

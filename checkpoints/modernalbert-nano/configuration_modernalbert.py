@@ -88,6 +88,7 @@ LIBRARY_KEYS = frozenset(
         "base_model_name_or_path",
         "custom_pipelines",
         "quantization_config",
+        "sliding_window",  # of ModernBertConfig: sets local_attention
         "sentence_transformers",
         "transformers.js_config",
         "transformers_weights",
@@ -153,14 +154,16 @@ class ModernALBERTConfig(PreTrainedConfig):
         local_attention (`int`): Window of the sliding layers, both sides together.
         rope_parameters (`dict` or `None`): Rotary settings by layer type, as in transformers; theta 160000 for full
             and 10000 for sliding layers by default.
-        skip_first_attn_norm (`bool`): Layer 0 has no norm before its attention, as in ModernBERT.
+        skip_first_attn_norm (`bool`): Layer 0 has no norm before its attention, as in ModernBERT: only so can a merged
+            model be written as a plain ModernBERT. With `group_depth=1` that norm does not exist.
         sparse_prediction (`bool`): With labels, compute masked-LM logits only where there is a label.
         mol_version (`int`): Version of the checkpoint format.
 
     The remaining fields mean what they mean in transformers' `ModernBertConfig`.
 
     Raises:
-        ValueError: a field is unknown, or a value or combination of values is not allowed.
+        ValueError: a field is unknown (in a file that is loaded, unknown fields are kept with a warning), or a value or
+            combination of values is not allowed.
     """
 
     model_type = "modernalbert"
@@ -196,7 +199,7 @@ class ModernALBERTConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     local_attention: int = 128
     rope_parameters: dict | None = None
-    skip_first_attn_norm: bool = False
+    skip_first_attn_norm: bool = True
     initializer_range: float = 0.02
     initializer_cutoff_factor: float | None = 2.0
     norm_eps: float = 1e-5
@@ -234,9 +237,33 @@ class ModernALBERTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; refuses the original authors' release, whose checkpoints are another code's format."""
+        """
+        As in transformers, for what `from_pretrained` has read. Unknown fields are kept, with a warning: what was saved
+        can be loaded.
+
+        Raises:
+            ValueError: as for the class; or for the original authors' release, whose checkpoints are another code's
+                format; or for a field that follows from others and cannot be set.
+        """
         refuse_original_release(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        unknown = cls._unknown_fields(config_dict)
+        for name in unknown:
+            if hasattr(cls, name):
+                raise ValueError(f"{name!r} is no field of {cls.__name__}: it follows from others or is a method.")
+        if unknown:
+            written_by = config_dict.get("transformers_version")
+            is_newer = written_by is not None and version.parse(written_by) > version.parse(transformers.__version__)
+            newer = f" The file was written by transformers {written_by}, newer than {transformers.__version__}."
+            logger.warning(
+                f"{cls.__name__} has no field {', '.join(map(repr, unknown))}: kept, without effect on the model."
+                f"{newer if is_newer else ''}"
+            )
+        kept = {name: kwargs.pop(name, config_dict[name]) for name in unknown}
+        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in kept}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, value in kept.items():
+            setattr(config, name, value)
+        return loaded
 
     def convert_rope_params_to_dict(self, **kwargs) -> dict:
         """Fill `rope_parameters` for both layer types (called by transformers); returns the kwargs it did not use."""
@@ -280,6 +307,13 @@ class ModernALBERTConfig(PreTrainedConfig):
         """Tokens a sliding layer sees on each side."""
         return self.local_attention // 2
 
+    @sliding_window.setter
+    def sliding_window(self, value: int) -> None:
+        """As in ModernBertConfig: `local_attention` becomes twice the value."""
+        if not _is_int(value) or value < 1:
+            raise ValueError(f"sliding_window={value!r} is not allowed: it must be an integer of at least 1.")
+        self.local_attention = 2 * value
+
     @property
     def lora_scaling(self) -> float:
         """s = alpha / r."""
@@ -309,17 +343,15 @@ class ModernALBERTConfig(PreTrainedConfig):
 
     # Checks
 
+    @classmethod
+    def _unknown_fields(cls, given: dict) -> list[str]:
+        """Names that are neither fields nor keys that the libraries write, in order."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return sorted(set(given) - fields - LIBRARY_KEYS - GenerationConfig._get_default_generation_params().keys())
+
     def _refuse_unknown_fields(self, kwargs: dict) -> None:
-        known = LIBRARY_KEYS | GenerationConfig._get_default_generation_params().keys()
-        unknown = sorted(set(kwargs) - known)
+        unknown = self._unknown_fields(kwargs)
         if not unknown:
-            return
-        written_by = self.transformers_version
-        if written_by is not None and version.parse(written_by) > version.parse(transformers.__version__):
-            logger.warning(
-                f"Unknown field(s) {unknown} kept: this file was written by transformers {written_by}, newer than the "
-                f"installed {transformers.__version__}."
-            )
             return
         fields = [field.name for field in dataclasses.fields(self)]
         near = difflib.get_close_matches(unknown[0], fields, n=3) or sorted(fields)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The recursive encoder: K groups of weights used N = K G times, and its task heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,7 +50,8 @@ from .modeling_mol import (
     sum_over_processes,
     summarise_routing,
 )
-from .mol_grouped import grouped_mol  # noqa: F401  registers the backend
+from .mol_backends import is_transformed
+from .mol_grouped import set_rows  # importing the module registers its backend
 
 
 try:
@@ -131,8 +132,10 @@ def rotary_embedding(
         exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
         inverse_frequencies, scale = 1.0 / parameters["rope_theta"] ** exponents, 1.0
     else:
+        # Some types depend on the longest sequence, whose length is not that of rows which hold several.
+        longest = position_ids.shape[1] if is_traced(position_ids) else int(position_ids.max()) + 1
         rope_init = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
-        inverse_frequencies, scale = rope_init(config, device, seq_len=position_ids.shape[1], layer_type=layer_type)
+        inverse_frequencies, scale = rope_init(config, device, seq_len=longest, layer_type=layer_type)
     angle_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     angles = position_ids[..., None].to(angle_dtype) * inverse_frequencies.to(angle_dtype)
     angles = angles[:, :, None, None, :]
@@ -149,114 +152,42 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
+def is_traced(x: torch.Tensor) -> bool:
+    """Whether values of x cannot be looked at: a graph is traced, or torch.func or forward-mode AD is at work."""
+    return is_tracing(x) or is_transformed()
+
+
 def sequence_indices(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """
     Which of the sequences packed into its row each token belongs to.
 
-    A new sequence starts where the position does not grow, or where padding begins or ends.
+    A new sequence starts at a token whose position is not greater than that of the token before it, padding left aside.
 
     Args:
         position_ids: (batch, sequence), as given by the caller.
-        attention_mask: (batch, sequence) or None.
+        attention_mask: (batch, sequence), 0 for padding, or None.
 
     Returns:
-        (batch, sequence) integers, or None if no row holds more than one sequence. While tracing, where the values
-        cannot be looked at, always integers: correct either way.
+        (batch, sequence) integers, -1 for padding, or None if no row holds more than one sequence. While a graph is
+        traced, always integers: correct either way.
     """
-    starts = position_ids[:, 1:] <= position_ids[:, :-1]
-    if not torch.compiler.is_compiling() and not bool(starts.any()):
+    if attention_mask is None:
+        starts = nn.functional.pad(position_ids[:, 1:] <= position_ids[:, :-1], (1, 0))
+    else:
+        real = attention_mask.to(position_ids.device) != 0
+        columns = torch.arange(real.shape[1], device=real.device)
+        # The last token at or before each place, -1 where there is none.
+        last = torch.where(real, columns, -1).cummax(dim=1).values
+        before = nn.functional.pad(last[:, :-1], (1, 0), value=-1)
+        starts = real & (before >= 0) & (position_ids <= position_ids.gather(1, before.clamp(min=0)))
+    if not is_traced(position_ids) and not bool(starts.any()):
         return None
-    if attention_mask is not None:
-        starts = starts | (attention_mask[:, 1:] != attention_mask[:, :-1])
-    return nn.functional.pad(starts.long().cumsum(dim=-1), (1, 0))
+    sequences = starts.long().cumsum(dim=1)
+    return sequences if attention_mask is None else sequences.masked_fill(~real, -1)
 
 
 def is_flash_attention(config: ModernALBERTConfig) -> bool:
     return "flash" in (config._attn_implementation or "")
-
-
-# Where a module keeps what is called with its inputs and outputs.
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-class PaddedBatch(NamedTuple):
-    """Where the T real tokens of a padded batch lie. All work on single tokens is done on (1, T, ...) alone."""
-
-    places: torch.Tensor  # (T,) indices into the flattened batch
-    shape: torch.Size  # (batch, sequence)
-
-    @classmethod
-    def of(cls, attention_mask: torch.Tensor) -> "PaddedBatch | None":
-        """None where no padding, or nothing but padding, is found in the mask (batch, sequence), on its device."""
-        places = attention_mask.flatten().nonzero().flatten()
-        return cls(places, attention_mask.shape) if 0 < len(places) < attention_mask.numel() else None
-
-    def remove(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, sequence, ...) -> (1, T, ...)."""
-        return x.flatten(0, 1).index_select(0, self.places.to(x.device)).unsqueeze(0)
-
-    def restore(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, T, ...) -> (batch, sequence, ...), zero in the padding."""
-        padded = x.new_zeros(self.shape.numel(), *x.shape[2:])
-        return padded.index_copy(0, self.places.to(x.device), x[0]).unflatten(0, self.shape)
-
-    def flash_arguments(self) -> dict:
-        """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
-        rows = torch.bincount(self.places // self.shape[1], minlength=self.shape[0])
-        return flash_boundaries(nn.functional.pad(rows.cumsum(0), (1, 0)))
-
-
-def prepare_attention(
-    config: ModernALBERTConfig,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | dict | None,
-    position_ids: torch.Tensor | None,
-) -> tuple[dict, dict]:
-    """
-    The mask of each layer type in the form the attention implementation takes, and extra arguments for it.
-
-    Args:
-        hidden_states: (batch, sequence, d), for sizes, dtype and device.
-        attention_mask: (batch, sequence) with 0 for padding; or (batch, 1, sequence, sequence), booleans or numbers to
-            add, used as it is in every layer; or a dict from layer type to what the implementation takes; or None. Only
-            the first form says which tokens are padding, for pooling and routing statistics.
-        position_ids: (batch or 1, sequence) as given by the caller, or None. Where they reset, the rows are packed, and
-            tokens attend within their own sequence only.
-    """
-    layer_types = set(config.layer_types)
-    if isinstance(attention_mask, dict):
-        return attention_mask, {}
-    if attention_mask is not None and attention_mask.dim() == 4:
-        if attention_mask.dtype == torch.bool and config._attn_implementation == "eager":
-            # Eager adds its mask to the scores; the others take booleans as they are.
-            zeros = hidden_states.new_zeros(attention_mask.shape)
-            attention_mask = zeros.masked_fill(~attention_mask, torch.finfo(zeros.dtype).min)
-        return dict.fromkeys(layer_types, attention_mask), {}
-
-    mask_arguments = {"config": config, "inputs_embeds": hidden_states, "attention_mask": attention_mask}
-    sequences = None
-    if position_ids is not None:
-        sequences = sequence_indices(position_ids.expand(hidden_states.shape[:2]), attention_mask)
-    if sequences is not None:
-        if is_flash_attention(config):
-            return dict.fromkeys(layer_types), flash_sequence_arguments(sequences)
-        # Padding is a sequence of its own here, so that no row of the mask is empty.
-        mask_arguments |= {
-            "attention_mask": None,
-            "and_mask_function": packed_sequence_mask_function(sequences),
-        }
-    builders = {
-        "full_attention": create_bidirectional_mask,
-        "sliding_attention": create_bidirectional_sliding_window_mask,
-    }
-    return {layer_type: builders[layer_type](**mask_arguments) for layer_type in layer_types}, {}
-
-
-def flash_sequence_arguments(sequences: torch.Tensor) -> dict:
-    """Variable-length arguments of transformers' flash attention for packed rows, all rows flattened into one."""
-    row_starts = torch.ones_like(sequences[:, :1], dtype=torch.bool)
-    starts = torch.cat([row_starts, sequences[:, 1:] != sequences[:, :-1]], dim=1).flatten().nonzero().flatten()
-    return flash_boundaries(nn.functional.pad(starts, (0, 1), value=sequences.numel()))
 
 
 def flash_boundaries(boundaries: torch.Tensor) -> dict:
@@ -269,6 +200,400 @@ def flash_boundaries(boundaries: torch.Tensor) -> dict:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def flash_sequence_arguments(sequences: torch.Tensor) -> dict:
+    """Variable-length arguments of transformers' flash attention for packed rows, all rows flattened into one."""
+    row_starts = torch.ones_like(sequences[:, :1], dtype=torch.bool)
+    starts = torch.cat([row_starts, sequences[:, 1:] != sequences[:, :-1]], dim=1).flatten().nonzero().flatten()
+    return flash_boundaries(nn.functional.pad(starts, (0, 1), value=sequences.numel()))
+
+
+def build_masks(
+    config: ModernALBERTConfig,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    real: torch.Tensor | None,
+    sequences: torch.Tensor | None,
+) -> dict:
+    """
+    The mask of each layer type for a batch (batch, sequence), in the form the attention implementation takes.
+
+    Args:
+        real: (batch, sequence) booleans, false for padding; None = no padding.
+        sequences: As `sequence_indices` returns them.
+    """
+    arguments = {
+        "config": config,
+        # transformers reads shape, dtype and device from it.
+        "inputs_embeds": torch.empty((), dtype=dtype, device=device).expand(*shape, config.hidden_size),
+        "attention_mask": real,
+    }
+    if sequences is not None:
+        # Padding is a sequence of its own here, so that no row of the mask is empty.
+        arguments |= {"attention_mask": None, "and_mask_function": packed_sequence_mask_function(sequences)}
+    builders = {
+        "full_attention": create_bidirectional_mask,
+        "sliding_attention": create_bidirectional_sliding_window_mask,
+    }
+    return {layer_type: builders[layer_type](**arguments) for layer_type in set(config.layer_types)}
+
+
+def prepare_given_mask(config: ModernALBERTConfig, mask: torch.Tensor | dict, dtype: torch.dtype) -> dict:
+    """A mask that the caller prepared, (batch, heads or 1, sequence, sequence) or a dict, by layer type."""
+    layer_types = set(config.layer_types)
+    if isinstance(mask, dict):
+        return mask
+    if not isinstance(mask, torch.Tensor):
+        return dict.fromkeys(layer_types, mask)
+    if mask.dtype != torch.bool:
+        mask = mask.to(dtype)
+    elif config._attn_implementation != "sdpa":
+        # The others add their mask to the scores.
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return dict.fromkeys(layer_types, mask)
+
+
+def check_attention_mask(config: ModernALBERTConfig, shape: tuple[int, int], mask: torch.Tensor | dict | None) -> None:
+    """
+    Raises:
+        ValueError: a mask is of no form that `ModernALBERTModel.forward` knows, or of the wrong shape.
+    """
+    batch, length = shape
+    if mask is None:
+        return
+    if isinstance(mask, dict):
+        missing = sorted(set(config.layer_types) - set(mask))
+        if missing:
+            raise ValueError(f"attention_mask with the keys {sorted(mask)} lacks the layer types {missing}.")
+        return
+    if not isinstance(mask, torch.Tensor):  # flex attention's own, for one
+        return
+    if is_traced(mask):  # neither sizes nor values can be looked at
+        return
+    if mask.dim() not in (2, 4):
+        raise ValueError(
+            f"attention_mask has {mask.dim()} dimensions; it must be (batch, sequence), or (batch, 1 or heads, "
+            "sequence, sequence)."
+        )
+    if mask.dim() == 2:
+        if tuple(mask.shape) != (batch, length):
+            raise ValueError(
+                f"attention_mask has the shape {tuple(mask.shape)}; it must be that of the inputs, {(batch, length)}."
+            )
+        if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+            raise ValueError(
+                "attention_mask (batch, sequence) has values other than 0 and 1; it must be 1 for tokens and 0 for "
+                "padding."
+            )
+        return
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask of 4 dimensions has the dtype {mask.dtype}; it must be boolean, true where a token is "
+            "seen, or floating, to be added to the scores."
+        )
+    allowed = ((1, batch), (1, config.num_attention_heads), (1, length), (length,))
+    if any(size not in sizes for size, sizes in zip(mask.shape, allowed)):
+        raise ValueError(
+            f"attention_mask has the shape {tuple(mask.shape)}; it must be (batch, 1 or heads, sequence, sequence) "
+            f"for inputs {(batch, length)}."
+        )
+    if is_flash_attention(config):
+        raise ValueError(
+            f"attention_mask of 4 dimensions is not allowed with attn_implementation={config._attn_implementation!r}, "
+            "which knows padding and packed rows only; use 'sdpa'."
+        )
+
+
+# Where a module keeps what is called with its inputs and outputs.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+# --- the layout of a batch's tokens ----------------------------------------------------------------------------------
+
+
+class TakeRows(torch.autograd.Function):
+    """x (n, ...) -> x[rows], for rows that differ. The gradient is put in place, not added: several times as fast."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_rows = x.shape[0]
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return PutRows.apply(gradient, ctx.saved_tensors[0], ctx.num_rows), None
+
+
+class PutRows(torch.autograd.Function):
+    """x (t, ...) -> zeros (num_rows, ...) with x at `rows` (t,), which differ: the inverse of `TakeRows`."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        target = x.new_zeros(num_rows, x[0].numel())
+        if x.device.type == "cpu":
+            set_rows(target, rows, x.flatten(1))
+        else:
+            target.index_copy_(0, rows, x.flatten(1))
+        return target.unflatten(1, x.shape[1:])
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return TakeRows.apply(gradient, ctx.saved_tensors[0]), None, None
+
+
+class Bucket(NamedTuple):
+    """Sequences of like length, side by side among the T tokens: in attention, n padded rows of length L."""
+
+    num_tokens: int
+    shape: tuple[int, int]  # (n, L)
+    cells: torch.Tensor | None  # (num_tokens,) place of each token in the n L; None where the tokens fill it in order
+    masks: dict  # by layer type
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, num_tokens, ...) -> (n, L, ...)."""
+        x = x.squeeze(0)
+        if self.cells is not None:
+            x = PutRows.apply(x, self.cells, self.shape[0] * self.shape[1])
+        return x.unflatten(0, self.shape)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, L, ...) -> (1, num_tokens, ...)."""
+        x = x.flatten(0, 1)
+        if self.cells is not None:
+            x = TakeRows.apply(x, self.cells)
+        return x.unsqueeze(0)
+
+
+# Share of a bucket that may be padding.
+BUCKET_PADDING = 0.25
+
+
+def batches_by_length(lengths: Sequence[int], max_padding: float = BUCKET_PADDING) -> list[list[int]]:
+    """Indices in batches of like length, the longest first, each with at most `max_padding` of padding."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    tokens = 0
+    for i in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or tokens + lengths[i] < (1 - max_padding) * longest * (len(batches[-1]) + 1):
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += lengths[i]
+    return batches
+
+
+class TokenSpans(NamedTuple):
+    """
+    The T tokens of a batch that are no padding, sequence by sequence.
+
+    A sequence spans the places from its first to its last token; padding in between stays a hole, so that positions,
+    and the windows of sliding layers, are by place.
+    """
+
+    places: torch.Tensor  # (T,) in the flattened batch
+    firsts: torch.Tensor  # (S,) which of the T tokens begins each sequence
+    lengths: torch.Tensor  # (S,) places that each sequence spans
+
+    @classmethod
+    def find(
+        cls, shape: torch.Size, device: torch.device, real: torch.Tensor | None, sequences: torch.Tensor | None
+    ) -> "TokenSpans":
+        """
+        Args:
+            shape: (batch, sequence).
+            real: (batch, sequence) booleans, false for padding, of which some are true; None = no padding.
+            sequences: As `sequence_indices` returns them.
+        """
+        if real is None:
+            places = torch.arange(shape.numel(), device=device)
+        else:
+            places = real.flatten().nonzero().flatten()
+        owners = places.div(shape[1], rounding_mode="floor")
+        if sequences is not None:
+            owners = owners * shape[1] + sequences.flatten()[places]
+        starts = nn.functional.pad(owners[1:] != owners[:-1], (1, 0), value=True)
+        firsts = starts.nonzero().flatten()
+        lasts = nn.functional.pad(firsts[1:] - 1, (0, 1), value=len(places) - 1)
+        return cls(places, firsts, places[lasts] - places[firsts] + 1)
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(S,) tokens of each sequence."""
+        return nn.functional.pad(self.firsts, (0, 1), value=len(self.places)).diff()
+
+    def flash_arguments(self) -> dict:
+        """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
+        return flash_boundaries(nn.functional.pad(self.firsts, (0, 1), value=len(self.places)))
+
+    def refuse_holes(self, config: ModernALBERTConfig, is_packed: bool) -> None:
+        """Raise a ValueError for padding inside a sequence, which flash attention closes up, where that is wrong."""
+        if (is_packed or "sliding_attention" in config.layer_types) and bool((self.lengths != self.counts).any()):
+            raise ValueError(
+                "attention_mask has padding between the tokens of a sequence, which is not allowed with "
+                f"attn_implementation={config._attn_implementation!r} in sliding layers and packed rows; use 'sdpa'."
+            )
+
+    def in_buckets(self, config: ModernALBERTConfig, dtype: torch.dtype) -> tuple[torch.Tensor, list[Bucket]]:
+        """The tokens' places in the order of buckets, (T,), and the buckets."""
+        groups = [sorted(group) for group in batches_by_length(self.lengths.tolist())]
+        order = torch.tensor(sum(groups, []), device=self.places.device)
+        counts = self.counts
+        # Each token's sequence, by its rank in the order of buckets.
+        owners = torch.repeat_interleave(order.argsort(), counts)
+        layer_types = set(config.layer_types)
+        places, columns = self.places, self.places - torch.repeat_interleave(self.places[self.firsts], counts)
+        if len(groups) > 1:
+            owners, tokens = owners.sort(stable=True)
+            places, columns = places[tokens], columns[tokens]
+        buckets, first_owner, first_token = [], 0, 0
+        for group in groups:
+            shape = (len(group), int(self.lengths[group].max()))
+            num_tokens = int(counts[group].sum())
+            own = slice(first_token, first_token + num_tokens)
+            cells = real = None
+            if num_tokens < shape[0] * shape[1]:
+                cells = (owners[own] - first_owner) * shape[1] + columns[own]
+                real = torch.zeros(shape, dtype=torch.bool, device=cells.device)
+                real.view(-1)[cells] = True
+            masks = {name: bucket_mask(config, name, shape, dtype, real, places.device) for name in layer_types}
+            buckets.append(Bucket(num_tokens, shape, cells, masks))
+            first_owner, first_token = first_owner + len(group), first_token + num_tokens
+        return places, buckets
+
+
+def bucket_mask(
+    config: ModernALBERTConfig,
+    layer_type: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    real: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """
+    What a bucket (n, L) adds to its attention scores in one layer type: (n or 1, 1, L or 1, L) of 0 and -inf, or None.
+
+    Args:
+        real: (n, L) booleans, false for padding; None = no padding.
+    """
+    seen = None if real is None else real[:, None, None, :]
+    if layer_type == "sliding_attention" and shape[1] > config.sliding_window + 1:
+        columns = torch.arange(shape[1], device=device)
+        near = ((columns[:, None] - columns).abs() <= config.sliding_window)[None, None]
+        # What padding sees does not matter, but softmax needs it to see something.
+        seen = near if seen is None else (near & seen) | ~real[:, None, :, None]
+    if seen is None:
+        return None
+    # Numbers once, where booleans would be made numbers in every layer.
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+
+
+@dataclass
+class TokenLayout:
+    """
+    Where a batch's tokens lie while the layers run, and what attention is told of it. Built once a forward.
+
+    Either the batch stays as it is, (batch, sequence, ...), or its T tokens that are no padding lie one after the
+    other, (1, T, ...), and all work on single tokens is done on them alone. Attention then meets them in buckets of
+    sequences of like length; FlashAttention takes them as they lie.
+
+    Attributes:
+        shape: (batch, sequence).
+        real: (batch, sequence) booleans, false for padding; None = no padding is known of.
+        places: (T,) where in the flattened batch the tokens come from; None = the batch stays as it is.
+        position_embeddings: Cosines and sines by layer type, for the tokens as they lie.
+        masks: By layer type, for the batch as it is.
+        buckets: Of the T tokens, in their order; None = attention takes the tokens as they lie.
+        attention_arguments: Further arguments of the attention implementation.
+    """
+
+    shape: tuple[int, int]
+    real: torch.Tensor | None
+    places: torch.Tensor | None
+    position_embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    masks: dict
+    buckets: list[Bucket] | None
+    attention_arguments: dict
+
+    @classmethod
+    def build(
+        cls,
+        config: ModernALBERTConfig,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        position_ids: torch.Tensor | None,
+        dtype: torch.dtype,
+        keep_batch: bool = False,
+    ) -> "TokenLayout":
+        """
+        Args:
+            inputs: Ids (batch, sequence) or embeddings (batch, sequence, e).
+            attention_mask, position_ids: As in `ModernALBERTModel.forward`.
+            dtype: Of the token states.
+            keep_batch: The batch is to stay as it is. So it does, too, while a graph is traced, for which the number of
+                tokens would be a constant; with a prepared mask; and where it is full of sequences of its own length.
+        """
+        shape, device = inputs.shape[:2], inputs.device
+        check_attention_mask(config, shape, attention_mask)
+        traced, is_flash = is_traced(inputs), is_flash_attention(config)
+        real = sequences = None
+        if getattr(attention_mask, "ndim", 0) == 2:
+            real = attention_mask.to(device) != 0
+            if not traced and bool(real.all()):
+                real = None
+        is_prepared = attention_mask is not None and getattr(attention_mask, "ndim", 0) != 2
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=device).unsqueeze(0)
+        elif not is_prepared:
+            sequences = sequence_indices(position_ids.to(device).expand(shape), real)
+
+        spans = None
+        if not traced and (sequences is not None or (real is not None and bool(real.any()))):
+            spans = TokenSpans.find(shape, device, real, sequences)
+            if is_flash:
+                spans.refuse_holes(config, is_packed=sequences is not None)
+        splits = device.type == "cpu" and config._attn_implementation in ("eager", "sdpa")
+        masks, buckets, arguments = dict.fromkeys(set(config.layer_types)), None, {}
+        if keep_batch or spans is None or (real is None and not is_flash and not splits):
+            places = None
+            if is_prepared:
+                masks = prepare_given_mask(config, attention_mask, dtype)
+            elif is_flash and sequences is not None:
+                arguments = flash_sequence_arguments(sequences)
+            else:
+                masks = build_masks(config, shape, dtype, device, real, sequences)
+        elif is_flash:
+            places, arguments = spans.places, spans.flash_arguments()
+        elif splits:
+            places, buckets = spans.in_buckets(config, dtype)
+        else:
+            places = spans.places
+            buckets = [Bucket(len(places), shape, places, build_masks(config, shape, dtype, device, real, sequences))]
+        if places is not None:
+            position_ids = position_ids.expand(shape).flatten()[places].unsqueeze(0)
+        rotary = {name: rotary_embedding(config, position_ids, name, dtype) for name in set(config.layer_types)}
+        return cls(shape, real, places, rotary, masks, buckets, arguments)
+
+    def pack(self, x: torch.Tensor | None) -> torch.Tensor | None:
+        """(batch, sequence, ...) -> as the tokens lie while the layers run."""
+        if x is None or self.places is None:
+            return x
+        return TakeRows.apply(x.flatten(0, 1), self.places).unsqueeze(0)
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """As the tokens lie -> (batch, sequence, ...), zero at padding: the same is returned from every layout."""
+        if self.places is not None:
+            return PutRows.apply(x.squeeze(0), self.places, self.shape.numel()).unflatten(0, self.shape)
+        return x if self.real is None else x.masked_fill(~self.real.to(x.device).unsqueeze(-1), 0)
+
+    @property
+    def routed_tokens(self) -> torch.Tensor | None:
+        """Booleans over the tokens as they lie, true for those that count in routing; None = all."""
+        return self.real if self.places is None else None
 
 
 # --- the encoder -----------------------------------------------------------------------------------------------------
@@ -325,11 +650,13 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out; the only implementation that returns its weights (batch, heads, sequence, sequence)."""
-    scores = (query @ key.transpose(-1, -2)) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
-        scores = scores + attention_mask
-    softmax_dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = scores.softmax(dim=-1, dtype=softmax_dtype).to(query.dtype)
+        # In the scores' dtype, whose lowest number may be above the mask's: a row of -inf would have no softmax.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
+    # Half precision is summed in float32 inside.
+    weights = scores.softmax(dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -355,29 +682,46 @@ class ModernALBERTAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         layer_type: str,
-        padding: PaddedBatch | None = None,
+        buckets: list[Bucket] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
 
-        With `padding` the states are (1, T, d), and sequences meet in the form that `attention_mask` has.
+        With `buckets` the states are (1, T, d), and the buckets have the masks.
         """
         batch_and_sequence = hidden_states.shape[:-1]
         qkv = self.Wqkv(hidden_states).view(*batch_and_sequence, 3, -1, self.head_size)
-        query_and_key, value = apply_rotary(qkv[:, :, :2], *position_embeddings), qkv[:, :, 2]
-        if padding is not None:
-            query_and_key, value = padding.restore(query_and_key), padding.restore(value)
+        query_and_key, value = qkv.split((2, 1), dim=2)
+        query_and_key = apply_rotary(query_and_key, *position_embeddings)
+        if buckets is None:
+            context, weights = self.attend(query_and_key, value, attention_mask, layer_type, **kwargs)
+        else:
+            sizes, contexts, weights = [bucket.num_tokens for bucket in buckets], [], None
+            for bucket, *tokens in zip(buckets, query_and_key.split(sizes, dim=1), value.split(sizes, dim=1)):
+                padded, _ = self.attend(*map(bucket.pad, tokens), bucket.masks[layer_type], layer_type, **kwargs)
+                contexts.append(bucket.unpad(padded))
+            context = torch.cat(contexts, dim=1) if len(contexts) > 1 else contexts[0]
+        return self.out_drop(self.Wo(context.reshape(*batch_and_sequence, -1))), weights
+
+    def attend(
+        self,
+        query_and_key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layer_type: str,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, sequence, 2 and 1, heads, head size) -> (batch, sequence, heads, head size), weights or None."""
         query, key = query_and_key.transpose(1, 3).unbind(dim=2)
-        value = value.transpose(1, 2)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attention(
+        return attention(
             self,
             query,
             key,
-            value,
+            value.squeeze(2).transpose(1, 2),
             attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
@@ -386,9 +730,6 @@ class ModernALBERTAttention(nn.Module):
             deterministic=self.config.deterministic_flash_attn,
             **kwargs,
         )
-        if padding is not None:
-            output = padding.remove(output)
-        return self.out_drop(self.Wo(output.reshape(*batch_and_sequence, -1))), weights
 
 
 class ModernALBERTLayer(GradientCheckpointingLayer):
@@ -561,8 +902,11 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         """
         Args:
             input_ids: (batch, sequence). Exactly one of `input_ids` and `inputs_embeds` is given.
-            attention_mask: (batch, sequence), 0 for padding, on either side; or a prepared mask, see
-                `prepare_attention`. Padding never changes what the other tokens get, and never counts in routing.
+            attention_mask: (batch, sequence), 1 for tokens and 0 for padding, wherever it lies; positions, and the
+                windows of sliding layers, are by place. Padding never changes what the other tokens get, never counts
+                in routing, and is zero in every state that is returned. Or a prepared mask, of which no token is known
+                to be padding: (batch, 1 or heads, sequence, sequence), booleans (true = seen) or numbers to add, used
+                as it is in every layer; or a dict from layer type to what the attention implementation takes.
             position_ids: (batch or 1, sequence). Where they reset, a row holds several sequences, each of which gets
                 what it would get alone.
             inputs_embeds: (batch, sequence, e), of the width of the factorised embedding.
@@ -586,70 +930,50 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
                 "'eager' returns attention weights."
             )
 
-        padding = None
-        if position_ids is None:
-            device = (inputs_embeds if input_ids is None else input_ids).device
-            padding = self.find_padding(attention_mask, device)
-        if padding is not None:
-            input_ids, inputs_embeds = (None if x is None else padding.remove(x) for x in (input_ids, inputs_embeds))
-        hidden_states = self.embeddings(input_ids, inputs_embeds)
-        if padding is None:
-            padded_states = hidden_states
-        else:  # the batch's shape without its states
-            padded_states = hidden_states.new_empty(()).expand(*padding.shape, config.hidden_size)
-        if padding is not None and is_flash_attention(config):
-            masks, attention_arguments = dict.fromkeys(set(config.layer_types)), padding.flash_arguments()
-        else:
-            masks, attention_arguments = prepare_attention(config, padded_states, attention_mask, position_ids)
-        if position_ids is None:
-            position_ids = torch.arange(padded_states.shape[1], device=hidden_states.device).unsqueeze(0)
-        if padding is not None:
-            position_ids = padding.remove(position_ids.expand(padding.shape))
-        rotary = {
-            layer_type: rotary_embedding(config, position_ids, layer_type, hidden_states.dtype)
-            for layer_type in set(config.layer_types)
-        }
+        layout = TokenLayout.build(
+            config,
+            inputs_embeds if input_ids is None else input_ids,
+            attention_mask,
+            position_ids,
+            dtype=self.embeddings.norm.weight.dtype,
+            # Attention weights are by row, and what is hooked may count on rows being sequences.
+            keep_batch=output_attentions or self.is_hooked(),
+        )
+        hidden_states = self.embeddings(layout.pack(input_ids), layout.pack(inputs_embeds))
         mixing_weights = [group.mlp.mixing_weights() for group in self.groups]
         # A training forward without gradients (dropout sampling, say) is not a training step.
         update_statistics = self.training and torch.is_grad_enabled() and self.expert_mixing != "uniform"
-
-        # Flash attention takes the sequences one after another, as the states without padding are.
-        padding_in_attention = None if is_flash_attention(config) else padding
-
-        def restore(x: torch.Tensor) -> torch.Tensor:
-            return x if padding is None else padding.restore(x)
 
         all_hidden_states, all_attentions = [], []
         routed_groups, all_router_logits = [], []
         for layer, layer_type in enumerate(config.layer_types):
             group, position = divmod(layer, config.group_depth)
-            if output_hidden_states:
-                all_hidden_states.append(restore(hidden_states))
+            if output_hidden_states or output_attentions:
+                # The layers go on from what is returned, so that it gets a gradient.
+                all_hidden_states.append(layout.unpack(hidden_states))
+                hidden_states = layout.pack(all_hidden_states[-1])
             hidden_states, attention_weights, router_logits = self.groups[group](
                 hidden_states,
                 position=position,
-                position_embeddings=rotary[layer_type],
-                attention_mask=masks[layer_type],
+                position_embeddings=layout.position_embeddings[layer_type],
+                attention_mask=layout.masks[layer_type],
                 layer_type=layer_type,
+                buckets=layout.buckets,
                 mixing_weights=mixing_weights[group],
                 return_router_logits=output_router_logits or update_statistics,
-                padding=padding_in_attention,
-                **(attention_arguments | kwargs),
+                **(layout.attention_arguments | kwargs),
             )
             if output_attentions:
                 all_attentions.append(attention_weights)
             if router_logits is not None:
                 routed_groups.append(group)
                 all_router_logits.append(router_logits)
-        hidden_states = restore(self.final_norm(hidden_states))
-        if output_hidden_states:
-            all_hidden_states.append(hidden_states)
+        hidden_states = layout.unpack(self.final_norm(hidden_states))
+        all_hidden_states.append(hidden_states)
 
         aux_loss = None
         if self.training and all_router_logits:
-            has_padding = padding is None and getattr(attention_mask, "ndim", 0) == 2
-            padding_mask = attention_mask if has_padding else None
-            summary = summarise_routing(all_router_logits, config.num_experts_per_tok, padding_mask)
+            summary = summarise_routing(all_router_logits, config.num_experts_per_tok, layout.routed_tokens)
             if self.expert_mixing == "token":
                 aux_loss = (
                     config.router_aux_loss_coef * summary.balance_loss + config.router_z_loss_coef * summary.z_loss
@@ -662,26 +986,20 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
             aux_loss=aux_loss,
-            router_logits=tuple(map(restore, all_router_logits))
+            router_logits=tuple(map(layout.unpack, all_router_logits))
             if output_router_logits and all_router_logits
             else None,
         )
 
-    def find_padding(self, attention_mask: torch.Tensor | dict | None, device: torch.device) -> PaddedBatch | None:
+    def is_hooked(self) -> bool:
         """
-        Where a padded batch's real tokens lie, or None where the batch is to be worked on as it is.
+        Whether something hooks into the encoder's modules, adapters that are chosen row by row for one.
 
-        Not while a graph is traced, for which the number of tokens would be a constant; nor where something hooks into
-        the encoder's modules, which may count on rows being sequences (adapters chosen row by row, for one). The hook
-        that gradient checkpointing puts on the embeddings counts on nothing.
+        The hook that gradient checkpointing puts on the embeddings does not count.
         """
-        if getattr(attention_mask, "ndim", 0) != 2 or is_tracing(attention_mask):
-            return None
         inner = (module for child in self.children() for module in child.modules())
         hooks = (hook for module in inner for name in HOOKS for hook in getattr(module, name).values())
-        if any(getattr(hook, "__name__", None) != "make_inputs_require_grads" for hook in hooks):
-            return None
-        return PaddedBatch.of(attention_mask.to(device))
+        return any(getattr(hook, "__name__", None) != "make_inputs_require_grads" for hook in hooks)
 
     @torch.no_grad()
     def _update_usage(self, routed_groups: list[int], usage: torch.Tensor, num_tokens: torch.Tensor) -> None:
@@ -772,12 +1090,16 @@ class ModernALBERTForMaskedLM(ModernALBERTPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Token states (..., d) -> logits (..., V)."""
+    def transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> what the decoder multiplies with the embedding, (..., e)."""
         hidden_states = self.head(hidden_states)
         if self.model.embeddings.projection is not None:
             hidden_states = self.model.embeddings.projection(hidden_states, back=True)
-        return self.decoder(hidden_states)
+        return hidden_states
+
+    def decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Token states (..., d) -> logits (..., V)."""
+        return self.decoder(self.transform(hidden_states))
 
     @can_return_tuple
     def forward(

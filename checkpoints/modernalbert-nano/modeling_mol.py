@@ -380,7 +380,7 @@ class MoLFeedForward(RoutedFeedForward):
         learns = any(parameter.requires_grad for parameter in self.act.parameters())
         ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation, learns)
         masks = self.lora_drop(x, self.width)
-        backend = choose_mol_backend(self.mol_backend, x, ffn, masks)
+        backend = choose_mol_backend(self.mol_backend, x, ffn, self.experts, masks)
         return backend(x, routing_weights, experts, ffn, self.experts, masks)
 
     def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -411,7 +411,8 @@ class MoAFeedForward(RoutedFeedForward):
         """x (T, d), gates (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
         hidden = self.plain_forward(x)
         inner = self.act(nn.functional.linear(self.adapter_drop(hidden), self.moa_down.flatten(0, 1)))
-        inner = inner * gates.to(inner.dtype).repeat_interleave(self.bottleneck, dim=-1)
+        gates = gates.to(inner.dtype).unsqueeze(-1)
+        inner = inner * gates.expand(*gates.shape[:-1], self.bottleneck).flatten(-2)
         return hidden + nn.functional.linear(inner, self.moa_up.transpose(0, 1).flatten(1))
 
     def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
