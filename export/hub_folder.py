@@ -165,7 +165,11 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
         config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
-            return model_class.from_pretrained(name_or_path, revision=revision)
+            model, found = model_class.from_pretrained(name_or_path, revision=revision, output_loading_info=True)
+            absent = sorted(found["missing_keys"] & {name for name, _ in model.named_parameters()})
+            if absent:
+                raise ValueError(f"it has no {', '.join(absent[:3])}, which would be random.")
+            return model
     except Exception as error:  # a broken file makes the libraries raise anything, KeyError and AttributeError too
         kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
         raise UserError(f"{name_or_path}: cannot be loaded: {kind}{error_message(error)}") from None

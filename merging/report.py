@@ -16,6 +16,7 @@
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -212,12 +213,11 @@ class MergeReport:
         base_name = base_model_name or base_id or str(folder.resolve() / "base")
         with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:
             if save != "folded" and self.base is not None:
-                _write_model(self.base, temporary / "base", tokenizer, base_model_name or base_id, modules_from)
+                _write_model(self.base, temporary / "base", tokenizer, base_model_name or base_id, modules_from, ())
                 self._write_adapter(temporary / "adapter", base_name)
             if save != "adapter":
-                _write_model(self.model, temporary / "folded", tokenizer, hub_model_id, modules_from)
-                with (temporary / "folded" / "README.md").open("a", encoding="utf-8") as card:
-                    card.write("\n" + self.to_markdown())
+                sections = [self.to_markdown()]
+                _write_model(self.model, temporary / "folded", tokenizer, hub_model_id, modules_from, sections)
             (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
             (temporary / "merge_report.md").write_text(self.to_markdown(), "utf-8")
         return folder
@@ -275,13 +275,16 @@ def _write_model(
     tokenizer: PreTrainedTokenizerBase | None,
     name: str | None,
     modules_from: str | Path | None,
+    sections: Sequence[str],
 ) -> None:
     if is_modernalbert(model):
-        export_to_hub_folder(model, tokenizer, folder, hub_model_id=name)
-    else:
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        export_to_hub_folder(model, tokenizer, folder, hub_model_id=name, source=modules_from, sections=sections)
+        return
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if sections:
+        (folder / "README.md").write_text("\n".join(sections), "utf-8")
     if modules_from is not None:
         copy_modules(modules_from, folder)
 
