@@ -15,13 +15,17 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from modernalbert import modeling_modernalbert
 from modernalbert.cli.errors import UserError, error_message
@@ -128,13 +132,14 @@ def write_model_folder(
 
 def _load_in_float32(config_file: Path) -> None:
     """
-    Let `from_pretrained` load float32, whatever the tensors are stored in.
+    Let `from_pretrained` load at least float32, whatever the tensors are stored in.
 
     transformers loads the `dtype` of the configuration if nothing else is asked for, and training in half precision
     without a word costs several points.
     """
     config = json.loads(config_file.read_text("utf-8"))
-    config["dtype"] = "float32"
+    if config.get("dtype") != "float64":
+        config["dtype"] = "float32"
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -144,7 +149,9 @@ def _reads_first_position(model: PreTrainedModel) -> bool:
     return is_modernbert and model.config.classifier_pooling == "cls"
 
 
-def load_model(name_or_path: str, revision: str | None = None, modernbert: bool = False) -> PreTrainedModel:
+def load_model(
+    name_or_path: str, revision: str | None = None, modernbert: bool = False, dtype: str | torch.dtype = "float32"
+) -> PreTrainedModel:
     """
     Load a ModernALBERT as the class its configuration names in `architectures`, with this package's code.
 
@@ -152,6 +159,7 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
         name_or_path: Folder or Hub name.
         revision: Branch, tag or commit on the Hub; None = main.
         modernbert: Also load a ModernBERT, with transformers' code.
+        dtype: Of the weights; "auto" = as the configuration says, which may be wider than they are stored.
 
     Raises:
         UserError: there is no ModernALBERT of that name.
@@ -161,11 +169,13 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
             given, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
             class_name = (given.get("architectures") or [""])[0]
             if given.get("model_type") == "modernbert" and hasattr(transformers, class_name):
-                return getattr(transformers, class_name).from_pretrained(name_or_path, revision=revision)
+                return getattr(transformers, class_name).from_pretrained(name_or_path, revision=revision, dtype=dtype)
         config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
-            model, found = model_class.from_pretrained(name_or_path, revision=revision, output_loading_info=True)
+            model, found = model_class.from_pretrained(
+                name_or_path, revision=revision, dtype=dtype, output_loading_info=True
+            )
             absent = sorted(found["missing_keys"] & {name for name, _ in model.named_parameters()})
             if absent:
                 raise ValueError(f"it has no {', '.join(absent[:3])}, which would be random.")
@@ -176,6 +186,17 @@ def load_model(name_or_path: str, revision: str | None = None, modernbert: bool 
     raise UserError(
         f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class."
     )
+
+
+def stored_dtype(name_or_path: str) -> torch.dtype | None:
+    """The dtype of most tensors in a model's file of weights; None if there is no single safetensors file."""
+    file = cached_file(name_or_path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    with safe_open(file, "pt") as tensors:
+        names = Counter(tensors.get_slice(name).get_dtype() for name in tensors.keys())
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return dtypes.get(names.most_common(1)[0][0])
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.export.hub_folder import export_to_hub_folder
@@ -223,7 +224,18 @@ class MergeReport:
         return folder
 
     def _write_adapter(self, folder: Path, base_name: str) -> None:
-        write_stock_lora(folder, self.base, self.factors, base_name, self.task_type, self.heads)
+        modules = {path: self.base.get_submodule(path) for path in self.factors}
+        # As peft keeps a LoRA, whatever the base's half precision.
+        dtypes = {p: torch.promote_types(module.weight.dtype, torch.float32) for p, module in modules.items()}
+        write_stock_lora(
+            folder,
+            {path: (A.to(dtypes[path]), B.to(dtypes[path])) for path, (A, B) in self.factors.items()},
+            base_name,
+            self.task_type,
+            {f"{path}.{name}": x for path, head in self.heads.items() for name, x in head.state_dict().items()},
+            list(self.heads),
+            any(isinstance(module, Conv1D) for module in modules.values()),
+        )
         auto_class = (
             getattr(self.base, "_auto_class", None) or auto_class_of(self.task_type) or type(self.base).__name__
         )
