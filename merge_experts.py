@@ -26,7 +26,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
-from modernalbert.export.hub_folder import load_model, load_tokenizer, push_folder
+from modernalbert.export.hub_folder import load_model, load_tokenizer, push_folder, stored_dtype
 from modernalbert.merging.merge import METHODS, WEIGHTS, merge_layers, random_batch
 from modernalbert.merging.methods import DENSITY, MergeSettings
 from modernalbert.merging.model_experts import ModelExperts
@@ -241,11 +241,11 @@ def main() -> None:
     check_arguments(arguments)
     weights = None if arguments.weights is None else parse_weights(arguments.weights)
     if arguments.adapter_name_or_path is None:
-        model = load_model(arguments.model_name_or_path)
+        model = load_model(arguments.model_name_or_path, dtype="auto")
     else:
         model = load_adapter(arguments.model_name_or_path, arguments.adapter_name_or_path)
     # Half precision would add its rounding to the errors, and processors without it take many times longer.
-    dtype = model.dtype
+    dtype = stored_dtype(arguments.model_name_or_path) or model.dtype
     model = model if dtype == torch.float64 else model.float()
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:

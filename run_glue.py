@@ -25,7 +25,7 @@ folder; run again after an interruption, it continues from the last checkpoint. 
 each task and seed has a folder of its own in the output folder, beside one table of them all (`results.md`,
 `results.json`, `results.png`) and the files for GLUE's server (`submission/`).
 
-A GLUE task brings ModernBERT's fine-tuning settings (`training/glue_recipes.py`); flags given here win.
+A GLUE task brings ModernBERT's fine-tuning settings (`finetuning/glue_recipes.py`); options given here win.
 """
 
 import json
@@ -80,7 +80,7 @@ logger = logging.getLogger("run_glue")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The task and its rows."""
 
     task_name: str | None = field(
         default=None, metadata={"help": f"One of {', '.join(GLUE_TASKS)}, or {ALL_TASKS} of them, one after another."}
@@ -88,11 +88,11 @@ class DataArguments(TaskDataArguments):
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of the Hub: a folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl."
+            "help": "A folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl, read instead of the Hub."
         },
     )
     seeds: list[int] | None = field(
-        default=None, metadata={"help": "A run for each of these seeds, and their mean and deviation."}
+        default=None, metadata={"help": "Run once with each of these seeds, and write their mean and deviation."}
     )
     init_from_mnli: str | None = field(
         default=None,
@@ -104,24 +104,35 @@ class DataArguments(TaskDataArguments):
         },
     )
     text_columns: str | None = field(
-        default=None, metadata={"help": "Without a task: the column of text, or two: premise,hypothesis."}
+        default=None,
+        metadata={"help": "The column of text, or two columns as premise,hypothesis, where no --task_name is given."},
     )
-    label_column: str = field(default="label", metadata={"help": "Without a task: the column of the label."})
+    label_column: str = field(
+        default="label", metadata={"help": "The column of the label, where no --task_name is given."}
+    )
     demo: bool = field(
         default=False,
-        metadata={"help": "Run the whole story on what is shipped: fine-tune, merge, evaluate both, plot."},
+        metadata={"help": "Fine-tune the shipped checkpoint on film reviews, merge it, evaluate both and plot."},
     )
 
 
 @dataclass
 class GlueTrainingArguments(TaskTrainingArguments):
-    """The settings that a task brings are open until the task is known."""
+    """Training arguments whose defaults depend on the task: `None` until it is known."""
 
-    learning_rate: float | None = field(default=None, metadata={"help": "Peak; default: the task's, else 5e-5."})
-    weight_decay: float | None = field(default=None, metadata={"help": "Default: the task's, else 0."})
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the task's, else 3."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: the task's, else 5e-5."}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Weight decay. Default: the task's, else 0."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Number of passes over the training rows. Default: the task's, else 3."}
+    )
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Default: what makes 64 rows a step over all devices for a GLUE task, else 32."}
+        default=None,
+        metadata={
+            "help": "Training batch size of each device. Default: 64 rows a step over all devices for a GLUE task, "
+            "else 32 on each."
+        },
     )
 
 

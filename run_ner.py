@@ -74,19 +74,25 @@ logger = logging.getLogger("run_ner")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The sentences and their columns."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Instead of files: a data set of the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Which of its configurations."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, read instead of files."})
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of that data set."})
     text_column: str | None = field(
-        default=None, metadata={"help": "The words: a column's number (from 0; default 0) or name (default tokens)."}
+        default=None,
+        metadata={
+            "help": "The column of words: a number from 0 (default 0) in lines, a name (default tokens) in tables."
+        },
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "The tags: a column's number (default -1) or name (default ner_tags)."}
+        default=None,
+        metadata={"help": "The column of tags: a number (default -1) in lines, a name (default ner_tags) in tables."},
     )
-    max_seq_length: int = field(default=512, metadata={"help": "Tokens of a window; longer sentences take several."})
+    max_seq_length: int = field(
+        default=512, metadata={"help": "Tokens of a window. A longer sentence is read in several."}
+    )
     doc_stride: int | None = field(
-        default=None, metadata={"help": "Tokens that a sentence's next window repeats; default: a quarter of a window."}
+        default=None, metadata={"help": "Tokens that two neighbouring windows share. Default: a quarter of a window."}
     )
 
 

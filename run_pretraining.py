@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Pretrain a ModernALBERT by masked words and by distillation from a teacher.
+Pretrain a ModernALBERT with masked language modelling and with distillation from a teacher.
 
     python run_pretraining.py configs/pretraining/nano.json
     python run_pretraining.py --model_name_or_path M --train_sources a.jsonl b.parquet --output_dir O --max_steps 1000
@@ -67,8 +67,9 @@ from modernalbert.data.corpus import (
     tokenize_texts,
 )
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseTrainingArguments
-from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
@@ -101,86 +102,114 @@ class ModelArguments:
             "upcycle.py writes one that starts from the teacher's."
         },
     )
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "If not the student's."})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of the tokenizer, if it is not in the student's folder."}
+    )
     teacher_name_or_path: str | None = field(default=None, metadata={"help": "The model to distil from."})
     teacher_dtype: str = field(
-        default="auto", metadata={"help": "float32, bfloat16, float16, or auto: bfloat16 on a GPU, float32 on a CPU."}
+        default="auto",
+        metadata={
+            "help": "Dtype of the teacher: float32, bfloat16, float16, or auto (bfloat16 on a GPU, float32 on a CPU)."
+        },
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Of the student: eager, sdpa, flex_attention or flash_attention_2."}
+        default=None,
+        metadata={"help": "Attention of the student: eager, sdpa, flex_attention or flash_attention_2."},
     )
     teacher_attn_implementation: str | None = field(
-        default=None, metadata={"help": "Of the teacher, likewise; sequences come to it padded."}
+        default=None, metadata={"help": "Attention of the teacher, which reads padded sequences."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
 
 
 @dataclass
 class DataArguments:
-    """Text, and how it becomes rows."""
+    """Text, and how it is packed into rows."""
 
     train_sources: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files (txt, json, jsonl, parquet) or Hub data sets as name[:config[:split]]; each a source."
+            "help": "Files (txt, json, jsonl, also with .gz or .xz, and parquet) or Hub data sets as "
+            "name[:config[:split]]. Each is a source."
         },
     )
     source_weights: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Share of each source in the tokens (with --streaming: in the texts). Default: by size (with "
-            "--streaming: evenly)."
+            "help": "Share of each source in the tokens, or in the texts with --streaming. Default: by size, or even "
+            "with --streaming."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Held-out text."})
-    text_column: str = field(default="text", metadata={"help": "Where the text is in json, jsonl and parquet."})
-    corpus_dir: str | None = field(
-        default=None, metadata={"help": "The tokenised corpus; prepared if it is not there. Default: in --output_dir."}
+    validation_file: str | None = field(default=None, metadata={"help": "A file of held-out text to evaluate on."})
+    text_column: str = field(
+        default="text", metadata={"help": "The column that holds the text in json, jsonl and parquet files."}
     )
-    streaming: bool = field(default=False, metadata={"help": "Tokenise on the way instead of preparing a corpus."})
-    prepare_only: bool = field(default=False, metadata={"help": "Prepare the corpus and stop."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    corpus_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the tokenised corpus, which is prepared if absent. Default: in --output_dir."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Tokenise the text while training, instead of preparing a corpus."}
+    )
+    prepare_only: bool = field(
+        default=False, metadata={"help": "Prepare the corpus and stop; of the models only the tokenizer is loaded."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Number of processes that tokenise the corpus."}
+    )
     max_seq_length: int = field(default=512, metadata={"help": "Longer texts are cut into sequences of this length."})
     row_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a packed row; default: --max_seq_length. A batch has so many rows."}
+        default=None,
+        metadata={"help": "Tokens of a packed row, which holds several sequences. Default: --max_seq_length."},
     )
-    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens to predict."})
+    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens that are masked and predicted."})
     masked_sequence_share: float = field(
-        default=1.0, metadata={"help": "Share of the sequences masked at all; the others serve distillation alone."}
+        default=1.0, metadata={"help": "Share of the sequences that are masked; the others serve distillation only."}
     )
     whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word or none."})
-    max_eval_rows: int = field(default=256, metadata={"help": "Rows of held-out text to evaluate on at most."})
+    max_eval_rows: int = field(default=256, metadata={"help": "Largest number of held-out rows to evaluate on."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+        default=False,
+        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
     )
 
 
 @dataclass
 class DistillationArguments:
-    """The loss: weights of its terms. Without a teacher it is the masked language model alone."""
+    """Weights of the terms of the loss. Without a teacher only the masked language model has one."""
 
-    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language model."})
-    logits_weight: float = field(default=0.0, metadata={"help": "Weight of the KL divergence of logits."})
-    temperature: float = field(default=1.0, metadata={"help": "Of both distributions in that divergence."})
-    logits_positions: str = field(default="masked", metadata={"help": "Where logits are compared: masked or all."})
-    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the distance between hidden states."})
-    hidden_loss: str = field(default="cosine", metadata={"help": "That distance: cosine or mse."})
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language modelling loss."})
+    logits_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the KL divergence from the teacher's logits."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in that divergence."})
+    logits_positions: str = field(
+        default="masked", metadata={"help": "The tokens at which logits are compared: masked or all."}
+    )
+    hidden_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance to the teacher's hidden states."}
+    )
+    hidden_loss: str = field(default="cosine", metadata={"help": "Distance of hidden states: cosine or mse."})
     layer_map: str | None = field(
         default=None,
-        metadata={"help": "Pairs student:teacher, as 0:0,2:4,6:12 (0 = embeddings); default: evenly, ends included."},
+        metadata={
+            "help": "Pairs of layers student:teacher, as 0:0,2:4,6:12 (0 is the embeddings). Default: evenly spaced "
+            "from first to last."
+        },
     )
-    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of mean-pooled sequences."})
+    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of the mean-pooled last states."})
     teacher_input: str | None = field(
         default=None,
         metadata={
-            "help": "What the teacher reads: masked or clean. Default: masked if logits are compared, else clean."
+            "help": "The text that the teacher reads: masked or clean. Default: masked if logits are compared, else "
+            "clean."
         },
     )
     teacher_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Keep the teacher's answers here, in half precision, so that later passes and other students need "
-            "not ask again. For a prepared corpus and clean input; 2 bytes x width x (tokens x layers + sequences)."
+            "help": "Folder that caches the teacher's outputs in half precision for later passes and other students. "
+            "It needs a prepared corpus and clean input, and takes 2 bytes x width x (tokens x layers + sequences)."
         },
     )
 
@@ -203,20 +232,31 @@ class PretrainingArguments(BaseTrainingArguments):
     lr_scheduler_type: str = field(
         default="warmup_stable_decay", metadata={"help": "warmup_stable_decay, or any schedule of transformers."}
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Of matrices; not of norms and biases."})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Weight decay of matrices; norms and biases have none."}
+    )
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     peak_tflops: float | None = field(
-        default=None, metadata={"help": "Of one device in the dtype of training (989 for an H100 in bf16): logs MFU."}
+        default=None,
+        metadata={
+            "help": "Peak TFLOPS of one device in the dtype of training (989 for an H100 in bfloat16), to log the "
+            "share that is used (MFU)."
+        },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave as it is."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer reads every column."}
+    )
     dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin batches in memory; pointless without a GPU."}
+        default=torch.accelerator.is_available(),
+        metadata={"help": "Pin batches in memory, which speeds up their copy to a GPU."},
     )
-    report_to: str | None = field(default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."})
+    report_to: str | None = field(
+        default="none", metadata={"help": "Where to log: tensorboard, trackio, wandb and others, or none."}
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -399,11 +439,7 @@ def load_tokenizer(arguments: ModelArguments) -> tuple[PreTrainedTokenizerBase, 
     flag = "model_name_or_path" if arguments.tokenizer_name_or_path is None else "tokenizer_name_or_path"
     with explain_loading(f"--{flag} {source}"):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they do not "
-            "belong together."
-        )
+    check_tokenizer(tokenizer, config, source)
     return tokenizer, config
 
 
@@ -688,6 +724,7 @@ def make_trainer(
 
 def train_and_evaluate(trainer: PretrainingTrainer, checkpoint: str | None) -> dict[str, float]:
     """Train, save, evaluate if there are rows for it, and write `all_results.json`, which is returned."""
+    RouterCallback.add_to(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

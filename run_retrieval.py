@@ -78,7 +78,7 @@ from modernalbert.evaluation.retrieval import (
 )
 from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import check_tokenizer, load_task_model, read_checkpoint
 from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, check_merge, merge_and_report
 from modernalbert.finetuning.task_run import (
     RunResults,
@@ -102,51 +102,67 @@ OUTPUT_FILES = (TRAIN_ROWS, "mteb", "results.md")
 
 @dataclass
 class RetrievalModelArguments(ModelArguments):
-    """Which model."""
+    """The model to start from, its pooling and its prompts."""
 
     pooling: str | None = field(
         default=None,
-        metadata={"help": f"One of {', '.join(Pooling.POOLING_MODES)}; default: mean, or what the folder says."},
+        metadata={
+            "help": f"Pooling of an encoder: {', '.join(Pooling.POOLING_MODES)}. Default: mean, or the folder's own."
+        },
     )
     query_prompt: str | None = field(
-        default=None, metadata={"help": "Put before every query, and saved with the model; default: the folder's own."}
+        default=None,
+        metadata={"help": "Text to put before every query, saved with the model. Default: the folder's own."},
     )
-    corpus_prompt: str | None = field(default=None, metadata={"help": "Put before every document, likewise."})
+    corpus_prompt: str | None = field(
+        default=None,
+        metadata={"help": "Text to put before every document, saved with the model. Default: the folder's own."},
+    )
 
 
 @dataclass
 class DataArguments(BaseDataArguments):
-    """Which data."""
+    """The training rows, the sets to evaluate on, and the loss."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Rows of anchor, positive, any negative... and, for distillation, a list of scores."},
+        metadata={"help": "File of rows with anchor, positive, any negative... and, for distillation, scores."},
     )
     train_folder: str | None = field(
-        default=None, metadata={"help": "Or a set in BEIR's form: each relevant document of each query is a row."}
+        default=None,
+        metadata={"help": "A set in BEIR's form to train on: each relevant document of each query is a row."},
     )
-    train_split: str = field(default="train", metadata={"help": "The judgements of --train_folder to train on."})
-    evaluation_folders: list[str] = field(default_factory=list, metadata={"help": "Sets in BEIR's form."})
-    evaluation_split: str = field(default="test", metadata={"help": "The judgements to evaluate by."})
+    train_split: str = field(default="train", metadata={"help": "Split of --train_folder to train on."})
+    evaluation_folders: list[str] = field(
+        default_factory=list, metadata={"help": "Sets in BEIR's form to evaluate on."}
+    )
+    evaluation_split: str = field(default="test", metadata={"help": "Split of --evaluation_folders to evaluate on."})
     mteb_tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Retrieval tasks of MTEB by name; it fetches their data."}
+        default_factory=list, metadata={"help": "Names of retrieval tasks of MTEB, which fetches their data."}
     )
-    bm25: bool = field(default=False, metadata={"help": "Put BM25 beside the model on --evaluation_folders."})
+    bm25: bool = field(default=False, metadata={"help": "Evaluate BM25 too, on --evaluation_folders."})
     mine_hard_negatives: int = field(
-        default=0, metadata={"help": "So many negatives for each pair, found by the teacher or else by the model."}
+        default=0,
+        metadata={"help": "Number of negatives to find for each pair, by the teacher or else by the model."},
     )
     teacher: str | None = field(
         default=None,
-        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt too."},
+        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt."},
     )
-    distillation: str = field(default="kl", metadata={"help": f"How: {' or '.join(DISTILLATIONS)}."})
+    distillation: str = field(
+        default="kl", metadata={"help": f"Loss of the teacher's scores: {' or '.join(DISTILLATIONS)}."}
+    )
     mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows in memory at once: large batches in little memory, at more time."}
+        default=None,
+        metadata={"help": "Rows that are in memory at once: large batches need less memory and more time."},
     )
     matryoshka_dims: list[int] | None = field(
-        default=None, metadata={"help": "Train, and evaluate, the first so many dimensions as embeddings too."}
+        default=None,
+        metadata={"help": "Numbers of first dimensions that are trained and evaluated as embeddings too."},
     )
-    encode_processes: int = field(default=1, metadata={"help": "Processes that encode, each on a GPU if there are."})
+    encode_processes: int = field(
+        default=1, metadata={"help": "Number of processes that encode, each on a GPU of its own where there are GPUs."}
+    )
 
 
 @dataclass
@@ -220,6 +236,7 @@ def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> Sen
         module = transformer_around(encoder, name, arguments.trust_remote_code)
         pooling = Pooling(module.get_embedding_dimension(), arguments.pooling or "mean")
         model = SentenceTransformer(modules=[module, pooling])
+    check_tokenizer(model.tokenizer, model.transformers_model.config, name)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise UserError(
             f"{name}: its similarity {model.similarity_fn_name!r} is not allowed: it must be cosine or dot."
@@ -260,7 +277,7 @@ def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -
 def training_rows(
     data: DataArguments, model: SentenceTransformer, arguments: RetrievalModelArguments, batch_size: int
 ) -> Dataset:
-    """What to train on: read, with negatives mined and a teacher's scores if they are asked for."""
+    """Read the training rows, with negatives mined and a teacher's scores where they are asked for."""
     documents = None
     if data.train_file is not None:
         rows = read_row_file(data.train_file)
@@ -329,7 +346,7 @@ class RetrievalResults:
             self.add(system, data.name, {name: scores[0][name] for name in METRICS}, title_of(data))
         return scores is not None
 
-    def flat(self, name: str) -> dict[str, float]:
+    def flatten(self, name: str) -> dict[str, float]:
         """A set's figures as they are called in `all_results.json`."""
         return {
             f"{name}_{metric}" if system == "model" else f"{system}_{name}_{metric}": value
@@ -388,7 +405,7 @@ def rank(
         queries = model.encode_query(
             list(data.queries.values()), batch_size=batch_size, pool=pool, show_progress_bar=False
         )
-        comparing = {"normalise": model.similarity_fn_name == "cosine", "device": model.device}
+        comparing = {"normalize": model.similarity_fn_name == "cosine", "device": model.device}
         return {number: search(queries, documents, dimensions=number, **comparing) for number in dimensions}
 
 
@@ -605,7 +622,7 @@ def run(
                 if merge_weights is not None:
                     merge_and_evaluate(model, merge_weights, sets, figures, data_arguments, training_arguments)
                 for name in figures.metrics:
-                    results.keep(name, figures.flat(name))
+                    results.keep(name, figures.flatten(name))
                 (folder / "results.md").write_text(figures.markdown())
                 print(figures.markdown())
     return results.write()

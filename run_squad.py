@@ -79,24 +79,28 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """Which data."""
+    """The questions, and how they are read and answered."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "squad, squad_v2, or any Hub data set with their columns; instead of files."}
+        default=None,
+        metadata={"help": "squad, squad_v2, or any Hub data set with their columns, read instead of files."},
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Refuse data with answers that do not stand where answer_start says, instead of counting."},
+        metadata={"help": "Refuse answers that do not stand where their answer_start says, instead of counting them."},
     )
     max_seq_length: int = field(
-        default=384, metadata={"help": "Tokens in a window. A longer context gives several; padding goes by batch."}
+        default=384, metadata={"help": "Tokens of a window. A longer context is read in several."}
     )
     doc_stride: int = field(default=128, metadata={"help": "Tokens that two neighbouring windows share."})
-    n_best_size: int = field(default=20, metadata={"help": "Candidates to keep for each question."})
+    n_best_size: int = field(default=20, metadata={"help": "Number of candidate answers to keep for each question."})
     max_answer_length: int = field(default=30, metadata={"help": "Longest answer to predict, in tokens."})
     null_score_diff_threshold: float | None = field(
         default=None,
-        metadata={"help": "No answer if its odds are above; default: what gives the best F1 on the validation rows."},
+        metadata={
+            "help": "Answer nothing where the odds of no answer are above this. Default: the value of the best F1 on "
+            "the validation rows."
+        },
     )
 
 

@@ -15,10 +15,11 @@ EXTRAS = {
     "mteb": ["mteb>=2.5"],
     "ner": ["seqeval>=1.2.2"],
     "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.19"],
+    "space": ["gradio>=6.0"],
     "flash": ["flash-attn>=2.6"],
     "kernels": ["triton>=3.4; sys_platform == 'linux'"],
 }
-TOOLS = {"pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.9"}
+TOOLS = {"hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.9"}
 EXTRAS["test"] = sorted(
     TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels", "pretrain")))
 )
@@ -57,7 +58,14 @@ setup(
     cmdclass={"build_py": BuildWithoutSetup},
     package_dir={"modernalbert": "."},
     package_data={
-        "modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]
+        "modernalbert": [
+            "configs/*/*.json",
+            "configs/*/*.txt",
+            "configs/*/*.yaml",
+            "checkpoints/*/*",
+            "checkpoints/*/*/*",
+            "LICENSE",
+        ]
     },
     # The package's own modules load the shipped checkpoint; its copies of them are for the Hub.
     exclude_package_data={"modernalbert": ["checkpoints/*/*.py"]},

@@ -42,7 +42,7 @@ from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.data.corpus import TokenizedCorpus, load_texts
 from modernalbert.data.packing import Masking, PackedRows, StreamedRows
-from modernalbert.export.hub_folder import EXPORTED
+from modernalbert.export.hub_folder import OUTPUT_FILES
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.upcycling.bert import upcycle_bert
 from modernalbert.upcycling.initial_report import embedding_error, markdown_table, step_zero
@@ -121,7 +121,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     output, name = Path(arguments.output_dir), arguments.teacher_name_or_path
-    check_replaceable(output, (*EXPORTED, *REPORT_FILES))
+    check_replaceable(output, (*OUTPUT_FILES, *REPORT_FILES))
     layer_map = parse_layer_map(arguments.layer_map)
     if arguments.compare and arguments.text_file is None:
         raise UserError("--compare needs --text_file, to measure on.")
@@ -172,7 +172,7 @@ def main() -> None:
         print(f"Factorising the embedding loses {embedding_error(student, teacher):.1%} of its Frobenius norm.")
     if arguments.compare:
         options += [option for option in others if option != options[0]]
-    with atomic_folder(output, replaceable=(*EXPORTED, *REPORT_FILES)) as folder:
+    with atomic_folder(output, replaceable=(*OUTPUT_FILES, *REPORT_FILES)) as folder:
         student.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if rows is not None:

@@ -119,7 +119,7 @@ def load_retrieval_set(folder: str, split: str, max_queries: int | None = None) 
 
 
 def read_queries(file: Path) -> dict[str, str]:
-    """Text by query id."""
+    """Read the texts of queries by their ids."""
     queries, seen = {}, set()
     for line in _json_lines(file):
         identifier = _identifier(line, seen)
@@ -132,7 +132,7 @@ def read_queries(file: Path) -> dict[str, str]:
 
 def read_qrels(file: Path, queries: Iterable[str], documents: Iterable[str]) -> Qrels:
     """
-    Judgements from lines of query id, document id and relevance, with tabs between; a line of names may come first.
+    Read judgements: lines of query id, document id and relevance, with tabs between; a line of names may come first.
 
     Args:
         queries, documents: The ids that exist.
@@ -172,7 +172,7 @@ class _Line:
 
 
 def _json_lines(file: Path) -> Iterator[_Line]:
-    """The objects of a JSON Lines file, one at a time, each with where it lies (in bytes)."""
+    """Yield the objects of a JSON Lines file, one at a time, each with where it lies (in bytes)."""
     offset, found = 0, False
     with file.open("rb") as handle:
         for number, content in enumerate(handle, start=1):

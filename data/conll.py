@@ -60,7 +60,7 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
 
 
 def check_tag(tag, place: str) -> str:
-    """The tag, if it is one."""
+    """Return the tag; a UserError if it is none."""
     if is_tag(tag):
         return tag
     raise UserError(
@@ -70,7 +70,7 @@ def check_tag(tag, place: str) -> str:
 
 def in_scheme(sentences: Dataset, scheme: str, name: str) -> Dataset:
     """
-    The tags in the scheme IOB2 or IOBES, whatever they were; what is odd about them is counted and said.
+    Bring the tags into the scheme IOB2 or IOBES, whatever they were; irregular ones are counted in a warning.
 
     Args:
         name: What to call the sentences in messages.

@@ -147,7 +147,7 @@ class TokenizedCorpus:
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of token -> id."""
+    """Hash the vocabulary, token -> id."""
     text = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
@@ -207,20 +207,20 @@ def prepare_corpus(
 
 
 def describe_input(file: str) -> dict:
-    """What tells an input from another: name and size of a file, the name alone of a Hub data set."""
+    """Describe an input: name and size of a file, the name alone of a Hub data set."""
     path = Path(file)
     return {"name": path.name, "bytes": path.stat().st_size} if path.is_file() else {"name": file}
 
 
 def token_features():
-    """The one column of a tokenised source: `input_ids`, lists of int32."""
+    """Return the type of the one column of a tokenised source: `input_ids`, lists of int32."""
     from datasets import Features, List, Value
 
     return Features({"input_ids": List(Value("int32"))})
 
 
 def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> dict:
-    """Texts -> sequences of at most `max_seq_length` tokens; a long text gives several, an empty one none."""
+    """Tokenise texts to sequences of up to `max_seq_length` tokens; a long text gives several, an empty one none."""
     texts = tokenizable(texts)
     if not texts:
         return {"input_ids": []}
@@ -294,12 +294,12 @@ def check_stream(rows: Iterable[dict], files: Sequence[str], text_column: str) -
 
 
 def tokenizable(texts: list[str | None]) -> list[str]:
-    """The texts that are neither missing nor blank; a number is none."""
+    """Keep the texts that are neither missing nor blank; a number is no text."""
     return [text for text in texts if isinstance(text, str) and text and not text.isspace()]
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is meant as a file; else it is a data set of the Hub."""
+    """Tell whether a source is meant as a file; else it is a data set of the Hub."""
     return Path(source).exists() or kind_of(source) in TEXT_KINDS
 
 
@@ -311,7 +311,7 @@ def check_text_files(sources: Sequence[str]) -> None:
 
 
 def check_text_file(path: Path) -> str:
-    """The `datasets` builder that reads a file; a UserError if none does, or if it is empty, cut short or binary."""
+    """Return the `datasets` builder for a file; a UserError if there is none, or it is empty, cut short or binary."""
     kind = kind_of(path)
     if kind not in TEXT_KINDS or (kind == ".parquet" and path.suffix != kind):
         raise UserError(

@@ -25,7 +25,7 @@ Span = tuple[str, int, int]
 
 
 def is_tag(tag) -> bool:
-    """Whether it is O, or a prefix and a type."""
+    """Tell whether it is O, or a prefix and a type."""
     return tag == "O" or (isinstance(tag, str) and tag.startswith(PREFIXES) and len(tag) > 2)
 
 
@@ -40,7 +40,7 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
 
 
 def tags_of(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """The tags of a sentence of `length` words, in the scheme IOB2 or IOBES."""
+    """Write the tags of a sentence of `length` words, in the scheme IOB2 or IOBES."""
     tags = ["O"] * length
     for kind, first, last in spans:
         tags[first : last + 1] = [f"I-{kind}"] * (last + 1 - first)
@@ -51,12 +51,12 @@ def tags_of(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
 
 
 def scheme_of(tags: Iterable[str]) -> str:
-    """IOBES if there are tags of ends or single words, else IOB2."""
+    """Return IOBES if there are tags of ends or single words, else IOB2."""
     return "IOBES" if any(tag.startswith(("E-", "S-")) for tag in tags) else "IOB2"
 
 
 def is_iob1(sentences: Sequence[Sequence[str]]) -> bool:
-    """Whether all tags are IOB1: entities begin with I-, and with B- only right behind another of their type."""
+    """Tell whether all tags are IOB1: entities begin with I-, and with B- only right behind another of their type."""
     begins_inside = False
     for tags in sentences:
         for before, tag in zip(["O", *tags], tags):
@@ -67,7 +67,7 @@ def is_iob1(sentences: Sequence[Sequence[str]]) -> bool:
 
 
 def labels_of(types: Iterable[str], scheme: str) -> tuple[str, ...]:
-    """All tags of some types of entity, O first."""
+    """List all tags of some types of entity, O first."""
     prefixes = PREFIXES if scheme == "IOBES" else PREFIXES[:2]
     return ("O", *(prefix + kind for kind in sorted(types) for prefix in prefixes))
 

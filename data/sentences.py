@@ -164,7 +164,7 @@ def _check_label(label, column: str, place: str) -> None:
 
 
 def _label_name(label, number: float | None) -> str:
-    """A label as a name: whole numbers without a fraction, text without space around it."""
+    """Write a label as a name: whole numbers without a fraction, text without space around it."""
     return str(int(number)) if number is not None and number == int(number) else str(label).strip()
 
 
@@ -198,7 +198,7 @@ def _as_number(value) -> float | None:
 
 
 def _is_missing(label) -> bool:
-    """Whether it is None, an empty cell, or the NaN that tables put in place of nothing."""
+    """Tell whether it is None, an empty cell, or the NaN that tables put in place of nothing."""
     if isinstance(label, (list, tuple, dict)):
         return False
     return label is None or label != label or not str(label).strip()

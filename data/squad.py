@@ -77,7 +77,7 @@ def read_squad(file: str, needs_answers: bool = True, strict: bool = False) -> l
 
 
 def rows_to_questions(rows: Iterable[dict], name: str, needs_answers: bool, strict: bool) -> list[Question]:
-    """The questions of a Hub data set with SQuAD's columns: id, question, context, answers {text, answer_start}."""
+    """Read questions of a Hub data set with SQuAD's columns: id, question, context, answers {text, answer_start}."""
 
     def questions() -> Iterator[tuple[str, Question, list]]:
         for i, row in enumerate(rows):
@@ -123,7 +123,7 @@ def _questions(file: str, content: object, needs_answers: bool) -> Iterator[tupl
 
 
 def _question(entry: object, context: str, place: str, needs_answers: bool) -> tuple[str, Question, list[str]]:
-    """The place, the question, and a sentence for each answer that does not stand where it should."""
+    """Return the place, the question, and a sentence for each answer that does not stand where it should."""
     name = str(_field(entry, "id", (str, int), place))
     text = _field(entry, "question", str, place).strip()
     impossible = _field(entry, "is_impossible", bool, place) if "is_impossible" in entry else None
@@ -151,7 +151,7 @@ _KINDS = {list: "a list", str: "text", bool: "true or false", int: "an integer",
 
 
 def _field(entry: object, name: str, kind: type | tuple, place: str):
-    """A field of an object, of the right type."""
+    """Return a field of an object, of the right type."""
     if not isinstance(entry, dict):
         raise UserError(f"{place}: must be an object with the field {name!r}, not {_short(entry)}.")
     if name not in entry:

@@ -32,7 +32,7 @@ PIECE = 1 << 20
 
 
 def kind_of(file: str | Path) -> str:
-    """The suffix that tells a file's form: ".jsonl" of "a.jsonl" and of "a.jsonl.xz"."""
+    """Return the suffix that tells a file's form: ".jsonl" of "a.jsonl" and of "a.jsonl.xz"."""
     path = Path(file)
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
@@ -48,7 +48,7 @@ def open_text(file: str | Path, newline: str | None = None) -> IO[str]:
 
 
 def damaged(file: str | Path, error: Exception) -> UserError:
-    """The error for a compressed file whose reading raised one of `DAMAGED`."""
+    """Make the error for a compressed file whose reading raised one of `DAMAGED`."""
     return UserError(f"{file}: the compressed file is cut short or damaged: {error}")
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
-from modernalbert.diagnostics.routing_report import WRITTEN, RoutingReport
+from modernalbert.diagnostics.routing_report import OUTPUT_FILES, RoutingReport
 from modernalbert.export.hub_folder import load_model, load_tokenizer
 from modernalbert.merge_experts import text_batches
 
@@ -39,7 +39,7 @@ class DiagnosticsArguments:
 
 def main() -> None:
     (arguments,) = parse_arguments(DiagnosticsArguments, description=DiagnosticsArguments.__doc__)
-    check_replaceable(arguments.output_dir, WRITTEN)
+    check_replaceable(arguments.output_dir, OUTPUT_FILES)
     model = load_model(arguments.model_name_or_path)
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:

@@ -14,7 +14,6 @@
 """Where the routers of a Mixture of LoRAs send the tokens of a text, and how different the experts are."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +22,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.diagnostics.routing_tally import RoutingTally
 from modernalbert.merging.ffn_recorder import mixture_calls
-from modernalbert.modeling_mol import route
-from modernalbert.mol_backends import Experts, expert_mask
+from modernalbert.mol_backends import Experts
 
 
 # What `save` writes, and may therefore replace.
-WRITTEN = ("routing_report.json", "routing_report.md", "routing_report.png")
+OUTPUT_FILES = ("routing_report.json", "routing_report.md", "routing_report.png")
 # A token is shown as an expert's only if it was seen so often; so many are shown.
 MIN_COUNT, NUM_TOKENS = 5, 8
 
@@ -124,8 +123,8 @@ class RoutingReport:
                 f"{given} is not allowed: a routing report needs a Mixture of LoRAs ('mol') of at least 2 experts that "
                 "routes tokens (expert_mixing='token')."
             )
-        tallies: dict[int, _Tally] = {}
-        gates: dict[int, torch.Tensor] = {}  # of the last forward, by layer
+        tallies: dict[int, RoutingTally] = {}
+        dense_weights: dict[int, torch.Tensor] = {}  # of the last forward, by layer
         by_token = {
             k: torch.zeros(config.vocab_size, config.num_experts + 1, dtype=torch.float64)
             for k in config.modulated_groups
@@ -133,8 +132,8 @@ class RoutingReport:
 
         def visit(group, mlp, position, x, output):
             layer = group * config.group_depth + position
-            tally = tallies.setdefault(layer, _Tally(config.num_experts, config.num_experts_per_tok))
-            gates[layer] = tally.add(mlp.mol_router(x, position).cpu())
+            tally = tallies.setdefault(layer, RoutingTally(config.num_experts, config.num_experts_per_tok))
+            dense_weights[layer] = tally.add(mlp.mol_router(x, position).cpu())
 
         with mixture_calls(model, visit) as tokens:
             for batch in batches:
@@ -142,7 +141,7 @@ class RoutingReport:
                 if tokenizer is None or batch.get("input_ids") is None:
                     continue
                 ids = tokens(batch["input_ids"].flatten(0, -2)).cpu()
-                for layer, weights in gates.items():
+                for layer, weights in dense_weights.items():
                     counted = torch.nn.functional.pad(weights, (0, 1), value=1.0)  # the last column counts
                     by_token[layer // config.group_depth].index_add_(0, ids, counted)
         if not any(tally.num_tokens for tally in tallies.values()):
@@ -153,12 +152,14 @@ class RoutingReport:
             num_experts_per_tok=config.num_experts_per_tok,
             num_tokens=next(iter(tallies.values())).num_tokens,
             measured_on=measured_on,
-            layers=[tallies[layer].result(layer, layer // config.group_depth) for layer in sorted(tallies)],
+            layers=[
+                RouterUse(layer, layer // config.group_depth, **tallies[layer].figures()) for layer in sorted(tallies)
+            ],
             groups=[
                 GroupExperts(
                     k,
                     *describe_experts(model.base_model.groups[k].mlp),
-                    None if tokenizer is None else favourites(by_token[k], uses, tokenizer),
+                    None if tokenizer is None else top_tokens(by_token[k], uses, tokenizer),
                 )
                 for k in config.modulated_groups
             ],
@@ -215,7 +216,7 @@ class RoutingReport:
     def save(self, folder: str | Path) -> Path:
         """Write `routing_report.json`, `.md` and, where matplotlib is installed, `.png`; a complete folder or none."""
         folder = Path(folder)
-        with atomic_folder(folder, replaceable=WRITTEN) as temporary:
+        with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:
             (temporary / "routing_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
             (temporary / "routing_report.md").write_text(self.to_markdown(), encoding="utf-8")
             self.plot(temporary / "routing_report.png")
@@ -250,51 +251,6 @@ class RoutingReport:
         return True
 
 
-class _Tally:
-    """Sums over the tokens of one layer."""
-
-    def __init__(self, num_experts: int, num_experts_per_tok: int):
-        self.num_experts, self.k = num_experts, num_experts_per_tok
-        self.num_tokens = 0
-        self.usage = self.slots = self.probabilities = self.pairs = 0.0
-        self.entropy = self.gate_entropy = 0.0
-
-    def add(self, router_logits: torch.Tensor) -> torch.Tensor:
-        """Count (T, E) logits, and return the gates (T, E) float64, 0 for experts that are not chosen."""
-        probabilities, q, experts = route(router_logits.double(), self.k)
-        chosen = expert_mask(experts, self.num_experts).double()
-        gates = (chosen * q.unsqueeze(-1)).sum(dim=-2)
-        held = chosen.sum(dim=-2)
-        self.num_tokens += len(gates)
-        self.usage = self.usage + gates.sum(dim=0)
-        self.slots = self.slots + held.sum(dim=0)
-        self.probabilities = self.probabilities + probabilities.sum(dim=0)
-        self.pairs = self.pairs + held.T @ held
-        self.entropy += _entropy(probabilities).sum().item()
-        self.gate_entropy += _entropy(gates).sum().item()
-        return gates
-
-    def result(self, layer: int, group: int) -> RouterUse:
-        usage, slots = self.usage / self.num_tokens, self.slots / (self.num_tokens * self.k)
-        spread = _entropy(usage).item()
-        return RouterUse(
-            layer=layer,
-            group=group,
-            usage=usage.tolist(),
-            slots=slots.tolist(),
-            probability_entropy=self.entropy / self.num_tokens,
-            usage_entropy=spread,
-            token_dependence=spread - self.gate_entropy / self.num_tokens,
-            balance_loss=(self.num_experts * slots @ (self.probabilities / self.num_tokens)).item(),
-            chosen_together=(self.pairs / self.num_tokens).tolist(),
-        )
-
-
-def _entropy(p: torch.Tensor) -> torch.Tensor:
-    """(..., E) distributions -> (...) entropies, as shares of log E."""
-    return torch.special.entr(p).sum(dim=-1) / math.log(p.shape[-1])
-
-
 def _cell(token: str) -> str:
     """A token as code in a markdown table."""
     token = token.replace("|", "\\|")
@@ -321,7 +277,7 @@ def _inner_products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     return (torch.einsum("irx,jsx->ijrs", A, A) * torch.einsum("iyr,jys->ijrs", B, B)).sum(dim=(-2, -1))
 
 
-def favourites(by_token: torch.Tensor, uses: int, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
+def top_tokens(by_token: torch.Tensor, uses: int, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
     """
     The tokens that weigh most for each expert.
 

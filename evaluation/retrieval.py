@@ -92,7 +92,7 @@ def search(
     documents: np.ndarray,
     depth: int = DEPTH,
     *,
-    normalise: bool = True,
+    normalize: bool = True,
     dimensions: int | None = None,
     device: str | torch.device = "cpu",
     block: int = CORPUS_BLOCK,
@@ -107,7 +107,7 @@ def search(
         queries: (q, d) embeddings.
         documents: (n, d) embeddings.
         depth: Documents to keep for each query.
-        normalise: Compare by cosine.
+        normalize: Compare by cosine.
         dimensions: Compare by the first so many dimensions.
 
     Returns:
@@ -117,7 +117,7 @@ def search(
     def prepare(embeddings: np.ndarray) -> torch.Tensor:
         # A copy, as a mapped file may be read-only.
         part = torch.from_numpy(np.array(embeddings[:, :dimensions], dtype=np.float32)).to(device)
-        return torch.nn.functional.normalize(part, dim=-1) if normalise else part
+        return torch.nn.functional.normalize(part, dim=-1) if normalize else part
 
     best: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * math.ceil(len(queries) / QUERY_BLOCK)
     prepared = [prepare(queries[start : start + QUERY_BLOCK]) for start in range(0, len(queries), QUERY_BLOCK)]
@@ -233,7 +233,7 @@ def evaluate_ranking(data: RetrievalSet, ranking: Ranking, trec_file: Path | Non
 
 
 def mteb_result(data: RetrievalSet, metrics: dict[str, float], seconds: float) -> dict:
-    """The figures in the form of MTEB's result files, which `mteb.results.TaskResult.from_disk` reads."""
+    """Return the metrics in the form of MTEB's result files, which `mteb.results.TaskResult.from_disk` reads."""
     # A folder does not say what language it is in: undetermined, in ISO 639-3 and ISO 15924.
     scores = metrics | {"main_score": metrics["ndcg_at_10"], "hf_subset": "default", "languages": ["und-Zyyy"]}
     return {

@@ -20,7 +20,7 @@ The tables of figures in the documentation, from the files that were measured.
 A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`, NAME one of
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
-    ffn, sweep, encoder, training, tuner, memory
+    ffn, sweep, encoder, training, tuner, memory, export
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     adapters  experiments/results/adapters.json: what `experiments/adapters_side_by_side.py` measured
@@ -123,6 +123,15 @@ MEMORIES = {
     "mol": "Tiny with experts",
     "mol_masked": "the same, `masked`",
     "modernbert": "ModernBERT of its depth and width",
+}
+EXPORTS = {
+    "routed": "PyTorch, routed",
+    "eager": "PyTorch, merged and folded (eager)",
+    "compiled": "the same, compiled",
+    "modernbert": "transformers' ModernBERT",
+    "onnx": "ONNX",
+    "onnx_int8": "ONNX, int8",
+    "minilm": "all-MiniLM-L6-v2's shape, PyTorch",
 }
 SWEPT = {
     "num_experts": "experts",
@@ -432,6 +441,31 @@ def memory_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
+def export_table(sections: dict[str, dict]) -> str:
+    """Latency and throughput of the forms of a model, and the time to a first result."""
+    if "export" not in sections:
+        return "Not measured yet: `python benchmarks/export_speed.py` writes the figures."
+    section = sections["export"]
+    batch, length = section["batch"], section["length"]
+    header = [f"{length} tokens a row"]
+    for model in section["forms"]:
+        header += [f"{model}, 1 row", f"{model}, {batch} rows"]
+    body = []
+    for form, label in EXPORTS.items():
+        cells = [label]
+        for values in (forms.get(form, {}) for forms in section["forms"].values()):
+            for kind, rows in (("latency", 1), ("throughput", batch)):
+                if f"{kind}_ms" not in values:
+                    cells.append("")
+                    continue
+                ms = values[f"{kind}_ms"]
+                speed = f"{ms:.1f} ms" if rows == 1 else f"{1000 * rows / ms:,.0f} rows/s"
+                cells.append(f"{speed} ({values[f'{kind}_ratio']:.2f}x)")
+        body.append(cells)
+    starts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in section["starts"].items())
+    return markdown(header, body) + f"\n\nIn brackets: time against eager. A new process, warm: {starts}."
+
+
 # --- adapters, merging and routing -----------------------------------------------------------------------------------
 
 
@@ -598,6 +632,7 @@ def main() -> None:
         "training": lambda: training_table(read_benchmarks(benchmarks)),
         "tuner": lambda: tuner_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
+        "export": lambda: export_table(read_benchmarks(benchmarks)),
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "adapters": lambda: adapters_table(RESULTS / "adapters.json"),
         "merging": lambda: merging_table(RESULTS / "merging.json"),

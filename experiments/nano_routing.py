@@ -31,7 +31,7 @@ from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.data.beir import load_retrieval_set
 from modernalbert.diagnostics import RoutingReport
-from modernalbert.diagnostics.routing_report import WRITTEN
+from modernalbert.diagnostics.routing_report import OUTPUT_FILES
 from modernalbert.export.hub_folder import load_model, load_tokenizer
 
 
@@ -49,7 +49,7 @@ class NanoRoutingArguments:
 
 def main() -> None:
     (arguments,) = parse_arguments(NanoRoutingArguments, description=__doc__)
-    check_replaceable(arguments.output_dir, WRITTEN)
+    check_replaceable(arguments.output_dir, OUTPUT_FILES)
     data = load_retrieval_set(arguments.retrieval_folder, "test")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:

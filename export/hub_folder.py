@@ -11,28 +11,39 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A complete Hub folder: weights, configuration, code, tokenizer and card, loadable with `trust_remote_code` alone."""
+"""A complete model folder: weights, configuration, code, tokenizer, card, and what sentence-transformers reads."""
 
+import json
 import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from modernalbert import modeling_modernalbert
 from modernalbert.cli.errors import UserError, error_message
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
+from modernalbert.export import sentence_transformers
+from modernalbert.export.cards import code_section, default_card, usage_section
 
 
 # What an export writes, and may therefore replace.
-EXPORTED = (
-    "config.json *.safetensors *.safetensors.index.json *.py tokenizer* special_tokens_map.json added_tokens.json "
-    "vocab.* merges.txt chat_template* README.md LICENSE"
-).split()
+OUTPUT_FILES = (
+    *(
+        "config.json *.safetensors *.safetensors.index.json *.py tokenizer* special_tokens_map.json added_tokens.json "
+        "vocab.* merges.txt chat_template* README.md LICENSE onnx merge_report.json merge_report.md"
+    ).split(),
+    *sentence_transformers.OUTPUT_FILES,
+)
 LICENSE_FILE = Path(__file__).parents[1] / "LICENSE"
 
 
@@ -42,108 +53,157 @@ def export_to_hub_folder(
     folder: str | Path,
     card: str | None = None,
     hub_model_id: str | None = None,
+    source: str | Path | None = None,
+    revision: str | None = None,
+    pooling: str | None = None,
+    sections: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """
-    Write everything a stranger needs to load the model with `trust_remote_code=True`, with this package not installed.
+    Write everything a stranger needs to load the model, with this package not installed.
 
-    The folder holds `config.json` with the `auto_map` of every class, the code files, `model.safetensors`, the
-    tokenizer and a card. It is written under a temporary name and moved into place.
+    The folder holds `config.json`, `model.safetensors`, the tokenizer and a card; for a ModernALBERT also the code
+    files and the `auto_map` of every class, so that it loads with `trust_remote_code=True`. It is written under a
+    temporary name and moved into place.
 
     Args:
-        model: Any ModernALBERT, with or without a head.
+        model: A ModernALBERT, or the ModernBERT that `to_modernbert` made of one, with or without a head.
         tokenizer: Its tokenizer, or None to leave it out.
         folder: Where to write. Must not exist, or hold nothing but an earlier export.
         card: Text of README.md; None writes one from the configuration.
         hub_model_id: The repository the card speaks of, if it is known.
+        source: Folder or Hub name the model came from: if it is a sentence-transformers folder, so is the new one, with
+            the same modules and prompts.
+        revision: Of `source`, on the Hub; None = main.
+        pooling: Makes the folder a sentence-transformers folder where `source` is none: "mean", "cls" or "max".
+        sections: Markdown that is put at the end of the card.
+        files: Further text files, by name.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: `folder` exists and is something else.
+        UserError: `folder` exists and is something else, or `source` has modules that cannot be copied.
     """
     folder = Path(folder)
-    with atomic_folder(folder, replaceable=EXPORTED) as temporary:
-        model.save_pretrained(temporary)  # the code travels along: every class is registered for it
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, temporary)
-        if LICENSE_FILE.is_file():
-            shutil.copyfile(LICENSE_FILE, temporary / "LICENSE")
-        (temporary / "README.md").write_text(card or default_card(model, hub_model_id or folder.name), encoding="utf-8")
+    with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:
+        write_model_folder(
+            model, tokenizer, temporary, folder.name, card, hub_model_id, source, revision, pooling, sections, files
+        )
     return folder
 
 
-def default_card(model: PreTrainedModel, name: str) -> str:
-    """A model card with what the configuration says; it claims no results."""
-    config = model.config
-    auto_class = model._auto_class or "AutoModel"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    modulation = {
-        "mol": f"Mixture of LoRAs: {config.num_experts} experts of rank {config.lora_rank}, "
-        f"{config.num_experts_per_tok} per token, in groups {list(config.modulated_groups)} (0-based)",
-        "moa": f"Mixture of Adapters: {config.num_experts} experts in groups {list(config.modulated_groups)} (0-based)",
-        "depth_lora": f"one LoRA of rank {config.lora_rank} per layer position",
-        "none": "none (a plain shared feed-forward network)",
-    }[config.ffn_modulation]
-    pipeline = {
-        "AutoModelForMaskedLM": "fill-mask",
-        "AutoModelForSequenceClassification": "text-classification",
-        "AutoModelForTokenClassification": "token-classification",
-        "AutoModelForQuestionAnswering": "question-answering",
-        "AutoModelForMultipleChoice": "multiple-choice",
-    }.get(auto_class, "feature-extraction")
-    return f"""---
-library_name: transformers
-license: apache-2.0
-pipeline_tag: {pipeline}
-tags: [modernalbert, mixture-of-loras]
----
-# {name}
-
-A ModernALBERT: a recursive encoder whose {config.num_hidden_layers} layers share {config.num_groups} sets of weights.
-
-| | |
-|---|---|
-| parameters | {parameters:,} |
-| hidden size, heads | {config.hidden_size}, {config.num_attention_heads} |
-| layers = groups x depth | {config.num_hidden_layers} = {config.num_groups} x {config.group_depth} |
-| FFN modulation | {modulation} |
-| vocabulary, longest sequence | {config.vocab_size}, {config.max_position_embeddings} |
-
-```python
-from transformers import AutoTokenizer, {auto_class}
-
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
-```
-
-The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arXiv 2512.12880).
-"""
+def write_model_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    name: str,
+    card: str | None = None,
+    hub_model_id: str | None = None,
+    source: str | Path | None = None,
+    revision: str | None = None,
+    pooling: str | None = None,
+    sections: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Fill a folder that exists, of which the card says `name`. Arguments as of `export_to_hub_folder`."""
+    has_modules = source is not None and sentence_transformers.copy_modules(source, folder, revision)
+    if pooling is not None and not has_modules:
+        sentence_transformers.write_pooling_modules(folder, model.config.hidden_size, pooling)
+        has_modules = True
+    model.save_pretrained(folder)  # the code travels along: every class is registered for it
+    _load_in_float32(folder / "config.json")
+    if tokenizer is not None:
+        # Neither model has token types, and transformers before version 5 would pass them on.
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        if _reads_first_position(model):
+            tokenizer.padding_side = "right"
+        save_tokenizer(tokenizer, folder)
+    if LICENSE_FILE.is_file():
+        shutil.copyfile(LICENSE_FILE, folder / "LICENSE")
+    name = hub_model_id or name
+    if card is None:
+        card = default_card(model, name)
+        if has_modules:
+            card += "\n" + usage_section(model, name)
+    card = "\n".join([card.rstrip("\n") + "\n", *sections, *filter(None, [code_section(folder)])])
+    for file, text in ({"README.md": card} | dict(files or {})).items():
+        (folder / file).write_text(text, encoding="utf-8")
 
 
-def load_model(name_or_path: str) -> PreTrainedModel:
+def _load_in_float32(config_file: Path) -> None:
+    """
+    Let `from_pretrained` load at least float32, whatever the tensors are stored in.
+
+    transformers loads the `dtype` of the configuration if nothing else is asked for, and training in half precision
+    without a word costs several points.
+    """
+    config = json.loads(config_file.read_text("utf-8"))
+    if config.get("dtype") != "float64":
+        config["dtype"] = "float32"
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _reads_first_position(model: PreTrainedModel) -> bool:
+    """Whether the classifier reads position 0, padding or not, as transformers' ModernBERT does."""
+    is_modernbert = type(model).__name__ == "ModernBertForSequenceClassification"
+    return is_modernbert and model.config.classifier_pooling == "cls"
+
+
+def load_model(
+    name_or_path: str, revision: str | None = None, modernbert: bool = False, dtype: str | torch.dtype = "float32"
+) -> PreTrainedModel:
     """
     Load a ModernALBERT as the class its configuration names in `architectures`, with this package's code.
+
+    Args:
+        name_or_path: Folder or Hub name.
+        revision: Branch, tag or commit on the Hub; None = main.
+        modernbert: Also load a ModernBERT, with transformers' code.
+        dtype: Of the weights; "auto" = as the configuration says, which may be wider than they are stored.
 
     Raises:
         UserError: there is no ModernALBERT of that name.
     """
     try:
-        config = ModernALBERTConfig.from_pretrained(name_or_path)
+        if modernbert:
+            given, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+            class_name = (given.get("architectures") or [""])[0]
+            if given.get("model_type") == "modernbert" and hasattr(transformers, class_name):
+                return getattr(transformers, class_name).from_pretrained(name_or_path, revision=revision, dtype=dtype)
+        config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
-            return model_class.from_pretrained(name_or_path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{name_or_path}: cannot be loaded: {error_message(error)}") from None
+            model, found = model_class.from_pretrained(
+                name_or_path, revision=revision, dtype=dtype, output_loading_info=True
+            )
+            absent = sorted(found["missing_keys"] & {name for name, _ in model.named_parameters()})
+            if absent:
+                raise ValueError(f"it has no {', '.join(absent[:3])}, which would be random.")
+            return model
+    except Exception as error:  # a broken file makes the libraries raise anything, KeyError and AttributeError too
+        kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise UserError(f"{name_or_path}: cannot be loaded: {kind}{error_message(error)}") from None
     raise UserError(
         f"{name_or_path}: architectures={config.architectures!r} is not allowed: it must be a ModernALBERT class."
     )
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
+def stored_dtype(name_or_path: str) -> torch.dtype | None:
+    """The dtype of most tensors in a model's file of weights; None if there is no single safetensors file."""
+    file = cached_file(name_or_path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    with safe_open(file, "pt") as tensors:
+        names = Counter(tensors.get_slice(name).get_dtype() for name in tensors.keys())
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return dtypes.get(names.most_common(1)[0][0])
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model, or None if there is none."""
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError):
         return None
 

@@ -31,7 +31,7 @@ COPIED_SUFFIXES = (".json", ".safetensors", ".txt")
 POOLINGS = ("mean", "cls", "max")
 
 
-def copy_modules(source: str | Path, folder: str | Path) -> bool:
+def copy_modules(source: str | Path, folder: str | Path, revision: str | None = None) -> bool:
     """
     Copy what makes `source` a sentence-transformers folder: the list of modules, their folders, and the prompts.
 
@@ -40,6 +40,7 @@ def copy_modules(source: str | Path, folder: str | Path) -> bool:
     Args:
         source: Folder or Hub name of a model.
         folder: Folder of the exported or merged model; must exist.
+        revision: Branch, tag or commit of a Hub name; None = main.
 
     Returns:
         Whether `source` is a sentence-transformers folder. If not, nothing is written.
@@ -48,7 +49,7 @@ def copy_modules(source: str | Path, folder: str | Path) -> bool:
         UserError: `modules.json` is malformed, names a module outside its folder or one that is not
             sentence-transformers' own, or a module's tensors are there as a pickle only.
     """
-    source, folder = Path(_local_folder(str(source))), Path(folder)
+    source, folder = Path(_local_folder(str(source), revision)), Path(folder)
     if not (source / MODULES_FILE).is_file():
         return False
     for path in _module_paths(source / MODULES_FILE):
@@ -131,12 +132,12 @@ def _module_paths(file: Path) -> list[PurePosixPath]:
     return kept
 
 
-def _local_folder(source: str) -> str:
+def _local_folder(source: str, revision: str | None) -> str:
     """`source` itself if it is a folder, else where the small files of that repository were downloaded to."""
     if Path(source).is_dir():
         return source
     try:
         patterns = [*ROOT_FILES, *(f"[0-9]_*/*{suffix}" for suffix in COPIED_SUFFIXES)]
-        return snapshot_download(source, allow_patterns=patterns)
+        return snapshot_download(source, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: {MODULES_FILE} cannot be looked for: {error_message(error)}") from None

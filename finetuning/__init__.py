@@ -1,2 +1,2 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What the task scripts share."""
+"""Fine-tuning: the arguments, checkpoints, runs and output folders that the task scripts share."""

@@ -29,55 +29,87 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ModelArguments:
-    """Which model."""
+    """The model to start from."""
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub name. A folder with a configuration only starts from random weights."},
+        metadata={"help": "Folder or Hub name. A folder without weights gives a model with random weights."},
     )
     expert_mixing: str | None = field(
         default=None,
-        metadata={"help": "For a model with experts: token (route), ema or uniform (train one merged expert)."},
+        metadata={
+            "help": "How a model with experts mixes them: token (routing), or ema or uniform (one merged expert is "
+            "trained). Default: the checkpoint's."
+        },
     )
     merge_after: str | None = field(
         default=None,
         metadata={
-            "help": "Then merge the experts and evaluate again: with these weights (ema, uniform or E numbers), or "
-            "calibrated: fitted to the first training rows."
+            "help": "Merge the experts after training and evaluate again: ema, uniform, one number for each expert, or "
+            "calibrated (fitted to the first training rows)."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a Hub model."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "eager, sdpa, flex_attention or flash_attention_2; default: transformers' choice."},
+        metadata={
+            "help": "Attention: eager, sdpa, flex_attention or flash_attention_2. Default: transformers' choice."
+        },
     )
 
 
 @dataclass
 class BaseDataArguments:
-    """What every script asks about its data."""
+    """The options on data that every task script has."""
 
-    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut; shorter ones are not padded."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longer inputs are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first rows only; in retrieval, on the first queries."}
+        default=None, metadata={"help": "Evaluate on the first so many rows only; in retrieval, queries."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where a run lies: its checkpoints and results are deleted."}
+        default=False,
+        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
     )
 
 
 @dataclass
 class TaskDataArguments(BaseDataArguments):
-    """Which rows, for every task of labelled rows."""
+    """The files of a task of labelled rows."""
 
-    train_file: str | None = field(default=None, metadata={"help": "Training rows."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation rows, with answers."})
-    test_file: str | None = field(default=None, metadata={"help": "Rows to predict; answers are not needed."})
+    train_file: str | None = field(default=None, metadata={"help": "File of training rows."})
+    validation_file: str | None = field(default=None, metadata={"help": "File of validation rows."})
+    test_file: str | None = field(default=None, metadata={"help": "File of rows to predict; labels are optional."})
 
 
 @dataclass
-class BaseTrainingArguments(TrainingArguments):
+class RouterTrainingArguments:
+    """How routers learn, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
+
+    router_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of routers. Default: that of all other weights."}
+    )
+    router_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Warm-up of the routers' learning rate, on top of the schedule: a share of all steps below 1, or "
+            "steps."
+        },
+    )
+
+    def __post_init__(self):
+        for name, is_allowed in (
+            ("router_learning_rate", self.router_learning_rate is None or self.router_learning_rate > 0),
+            ("router_warmup_steps", self.router_warmup_steps >= 0),
+        ):
+            if not is_allowed:
+                bound = "above 0" if name == "router_learning_rate" else "at least 0"
+                raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be {bound}.")
+        super().__post_init__()
+
+
+@dataclass
+class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
     """
     transformers' TrainingArguments, where evaluation, saving and the choice of the best checkpoint fit together.
 

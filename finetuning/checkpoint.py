@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A checkpoint with a head for the task."""
+"""Checkpoints: what is known of them, their labels, and loading them with a head for the task."""
 
 import copy
 import logging
@@ -51,11 +51,11 @@ class Checkpoint:
     has_weights: bool
 
     def has_head(self, kind: str) -> bool:
-        """Whether there are weights of a head, for example "SequenceClassification"."""
+        """Tell whether there are weights of a head, for example "SequenceClassification"."""
         return self.has_weights and any(kind in name for name in self.architectures)
 
     def describe_labels(self) -> str:
-        """The labels in words, for messages."""
+        """Say in words what the head predicts, for messages."""
         if self.is_multi_label:
             return f"several labels at once, out of {', '.join(self.labels)}"
         if len(self.labels) == 1:
@@ -135,7 +135,7 @@ def match_labels(
 
 
 def label_key(label: str) -> str:
-    """What two spellings of a label have in common: neither case nor surrounding space tells labels apart."""
+    """Reduce a label to what tells it from others: neither case nor surrounding space does."""
     return str(label).strip().casefold().removeprefix("label_")
 
 
@@ -174,6 +174,7 @@ def load_task_model(
                 )
             config.expert_mixing = arguments.expert_mixing
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        check_tokenizer(tokenizer, config, name)
         # Trained in float32, whatever it was saved in; --bf16 computes in half precision.
         loading = {"trust_remote_code": trust, "attn_implementation": arguments.attn_implementation}
         loading["dtype"] = torch.float32
@@ -189,6 +190,21 @@ def load_task_model(
         if not keeps_head:
             renew_output_layer(model, auto_class, absent, loading)
     return model, tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str) -> None:
+    """
+    Refuse a tokenizer that does not belong to the model.
+
+    For a folder without a tokenizer's files, transformers may build one that knows no words (BERT's).
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"{name} holds no tokenizer: save the tokenizer that the model was trained with into it.")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is {config.vocab_size}: they "
+            "do not belong together."
+        )
 
 
 def check_weights(model: PreTrainedModel, absent: set[str], name: str, keeps_head: bool) -> None:
@@ -218,6 +234,10 @@ def renew_output_layer(model: PreTrainedModel, auto_class: type, absent: set[str
     with torch.device("meta"):
         other = dict(auto_class.from_config(config, **loading).named_parameters())
     output = {key: value for key, value in model.named_parameters() if other[key].shape != value.shape}
+    if not output:  # a reader's two outputs, start and end, whatever the number of labels
+        encoder = f"{model.base_model_prefix}."
+        head = {key: value for key, value in model.named_parameters() if not key.startswith(encoder)}
+        output = {key: value for key, value in head.items() if len(value) == model.config.num_labels}
     if output.keys() <= absent:
         return
     fresh = dict(auto_class.from_config(model.config, **loading).named_parameters())
@@ -227,6 +247,6 @@ def renew_output_layer(model: PreTrainedModel, auto_class: type, absent: set[str
 
 
 def has_no_weights(folder: Path) -> bool:
-    """Whether it is a local folder with a configuration and nothing to load."""
+    """Tell whether it is a local folder with a configuration and nothing to load."""
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
     return (folder / "config.json").is_file() and not any((folder / weights).is_file() for weights in names)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The whole story on shipped things: fine-tune on real reviews, merge the experts, evaluate both, draw a picture."""
+"""The demo of `run_glue.py --demo`: fine-tune on film reviews, merge the experts, evaluate both, plot."""
 
 import importlib.util
 import json
@@ -131,19 +131,19 @@ def run_demo(
 def adapter_accuracy(
     make_trainer: Callable[..., Trainer], merged: Path, task, validation, training_arguments: TrainingArguments
 ) -> float:
-    """Accuracy of the stock adapter on its base, loaded by plain peft."""
+    """Measure the accuracy of the stock adapter on its base, loaded by plain peft."""
     model = PeftModel.from_pretrained(load_model(str(merged / "base")), str(merged / "adapter"))
     trainer = make_trainer(model, load_tokenizer(str(merged / "base")), task, training_arguments, validation=validation)
     return trainer.evaluate()["eval_accuracy"]
 
 
 def megabytes(folder: Path, name: str = SAFE_WEIGHTS_NAME) -> float:
-    """Size of a weights file."""
+    """Return the size of a weights file in MB."""
     return (folder / name).stat().st_size / 1e6
 
 
 def as_table(rows: dict[str, dict]) -> str:
-    """A markdown table that reads well on a terminal."""
+    """Format a markdown table that reads well on a terminal."""
     lines = [
         f"| {'':26s} | accuracy | parameters | weights | forward |",
         f"|{'-' * 28}|---------:|-----------:|--------:|--------:|",
@@ -158,7 +158,7 @@ def as_table(rows: dict[str, dict]) -> str:
 
 
 def plot(rows: dict[str, dict], report: dict, state: dict, file: Path) -> None:
-    """Training loss, who the router chose, and what merging changed."""
+    """Plot the training loss, the routing weights, and the accuracy before and after merging."""
     import matplotlib
 
     matplotlib.use("Agg")

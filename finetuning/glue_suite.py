@@ -45,7 +45,7 @@ from modernalbert.finetuning.task_run import OUTPUT_FILES, check_run, check_spli
 logger = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
-# What decides the outcome of a run, beside model, rows and batch size.
+# The training arguments that decide the outcome of a run; model, rows and batch size do too.
 TRAINING_SETTINGS = (
     "learning_rate",
     "weight_decay",
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, float] | None:
-        """What it measured with these settings, once it is finished."""
+        """The metrics it measured with these settings; `None` until it is finished."""
         file = self.folder / "all_results.json"
         if not (file.is_file() and (self.folder / SETTINGS_FILE).is_file()):
             return None
@@ -167,8 +167,8 @@ def run_suite(
             plot(rows, output_dir / "results.png")
             print((output_dir / "results.md").read_text())
     if failures:
-        said = "; ".join(f"{run}: {sentence}" for run, sentence in failures.items())
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({said}); the same command goes on with them.")
+        message = "; ".join(f"{run}: {sentence}" for run, sentence in failures.items())
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({message}); the same command goes on with them.")
 
 
 # --- what to run -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def run_suite(
 def plan_runs(
     model_arguments: ModelArguments, data_arguments: TaskDataArguments, training_arguments: TrainingArguments
 ) -> list[Run]:
-    """The runs in their order, checked as far as that needs no weights."""
+    """List the runs in their order, checked as far as that needs no weights."""
     seeds = data_arguments.seeds or [training_arguments.seed]
     if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))} is not allowed: they must differ, and be 0 or more.")
@@ -241,7 +241,7 @@ def tasks_with_rows(data_arguments: TaskDataArguments, training_arguments: Train
 def settings_of(
     model_arguments: ModelArguments, data_arguments: TaskDataArguments, training_arguments: TrainingArguments
 ) -> dict:
-    """All that decides the outcome of a run."""
+    """Collect all that decides the outcome of a run."""
     values = json.loads(training_arguments.to_json_string())
     parts = training_arguments.world_size * training_arguments.gradient_accumulation_steps
     return (
@@ -270,7 +270,7 @@ def write_table(runs: Sequence[Run], output_dir: Path, command: str) -> list[dic
 
 
 def table_rows(runs: Sequence[Run], command: str) -> list[dict]:
-    """A row per task, validation set, metric and model, routed or merged: mean and sample deviation over the seeds."""
+    """Make a row per task, validation set, metric and model: mean and sample deviation over the seeds."""
     rows = []
     for name in dict.fromkeys(run.task.name for run in runs):
         finished = [run for run in runs if run.task.name == name and run.results is not None]
@@ -307,7 +307,7 @@ def table_rows(runs: Sequence[Run], command: str) -> list[dict]:
 
 
 def data_name(settings: dict, task_name: str) -> str:
-    """What to call the rows: only those of the Hub are GLUE's."""
+    """Name the rows: only those of the Hub are GLUE's."""
     if settings["data_dir"] is not None:
         return f"{Path(settings['data_dir']).name}/{task_name}"
     file = settings["train_file"] or settings["validation_file"]
@@ -324,7 +324,7 @@ def task_scores(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
 
 
 def as_markdown(rows: Sequence[dict], command: str) -> str:
-    """The table, with the averages over tasks under it."""
+    """Format the table, with the averages over tasks under it."""
     lines = [
         "| data | model | metric | mean | deviation | seeds | rows | rate | decay | epochs | batch | from MNLI |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -337,15 +337,15 @@ def as_markdown(rows: Sequence[dict], command: str) -> str:
         cells += [counts, settings["learning_rate"], settings["weight_decay"], settings["num_train_epochs"]]
         cells += [settings["train_batch_size"], "yes" if settings["init_from_mnli"] else ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    said = ["Metrics times 100 on the validation rows; the deviation is the sample standard deviation over the seeds;"]
-    said += ["rows are those trained on / judged by."]
+    notes = ["Metrics times 100 on the validation rows; the deviation is the sample standard deviation over the seeds;"]
+    notes += ["rows are those trained on / judged by."]
     scores = task_scores(rows)
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = {task: score for (task, name), score in scores.items() if name == model and task != "wnli"}
         if len(of_model) > 1:
             average = 100 * statistics.mean(of_model.values())
-            said.append(f"Average of the first metrics of {', '.join(of_model)} ({model}): {average:.1f}.")
-    return "\n".join([*lines, "", " ".join(said), "", f"    {command}", ""])
+            notes.append(f"Average of the first metrics of {', '.join(of_model)} ({model}): {average:.1f}.")
+    return "\n".join([*lines, "", " ".join(notes), "", f"    {command}", ""])
 
 
 def collect_submission(runs: Sequence[Run], folder: Path) -> None:
@@ -368,7 +368,7 @@ def collect_submission(runs: Sequence[Run], folder: Path) -> None:
 
 
 def plot(rows: Sequence[dict], file: Path) -> None:
-    """A bar per row, with a dot per seed; nothing but a sentence without matplotlib."""
+    """Draw a bar per row with a dot per seed; without matplotlib, warn instead."""
     try:
         import matplotlib
     except ImportError:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A run's output folder: what may be used, what an earlier run left, where to continue, and the settings kept there."""
+"""Output folders of runs: which may be used, where to continue, and the settings kept in them."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from modernalbert.cli.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What any run leaves in its output folder beside the model's files, and may delete there.
+# Files of a run beside the model's, which a later run may delete.
 EARLIER_RUN = ("checkpoint-*", "*_results.json", "trainer_state.json")
 
 
@@ -55,7 +55,7 @@ def remove_earlier_run(folder: Path, patterns: Sequence[str] = EARLIER_RUN) -> N
 
 def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
     """
-    Where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
+    Find where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
 
     A checkpoint that lies in the folder itself is taken at its name, as going back to it can only be meant; one from
     elsewhere is where a branch began, which goes on from its own checkpoints.
@@ -76,7 +76,7 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
 
 
 SETTINGS_FILE = "run_settings.json"
-# What may change from one start to the next.
+# Options that may change from one start of a run to the next.
 IGNORED_ARGUMENTS = (
     "overwrite_output_dir",
     "seeds",
@@ -88,13 +88,13 @@ IGNORED_ARGUMENTS = (
 
 
 def run_inputs(model_arguments, data_arguments) -> dict:
-    """The values of two dataclasses of options that say what is trained and on what, as JSON gives them back."""
+    """Return the options that say what is trained and on what, as JSON gives them back."""
     values = vars(model_arguments) | vars(data_arguments)
     return json.loads(json.dumps({name: value for name, value in values.items() if name not in IGNORED_ARGUMENTS}))
 
 
 def diff_settings(folder: Path, settings: dict) -> str:
-    """How the settings kept in a folder differ from these, in words; "" if they do not, or none are kept."""
+    """Say how the settings kept in a folder differ from these; "" if they do not, or none are kept."""
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return ""
@@ -110,5 +110,6 @@ def check_settings(folder: Path, settings: dict) -> None:
 
 
 def save_settings(folder: Path, settings: dict) -> None:
+    """Write the settings of a run into its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

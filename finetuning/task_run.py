@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A run of a task script: checks, results, and the merge after it."""
+"""Runs of task scripts: their checks, their results, and the merge after them."""
 
 import json
 import logging
@@ -28,6 +28,7 @@ from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.cli.tokenizer_files import clear_truncation
+from modernalbert.diagnostics import RouterCallback
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskDataArguments
 from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, merge_and_report
 from modernalbert.finetuning.run_folder import (
@@ -46,7 +47,7 @@ from modernalbert.merging.report import MergeReport
 
 logger = logging.getLogger(__name__)
 
-# What a run leaves in its output folder beside the model's files, and may delete there.
+# Files of a run beside the model's, which a later run may delete.
 OUTPUT_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
 
 
@@ -73,7 +74,7 @@ def check_run(data_arguments: BaseDataArguments, training_arguments: TrainingArg
 
 
 def check_splits(training_arguments: TrainingArguments, splits: Sequence[str]) -> list[str]:
-    """The validation splits among `splits`, after a UserError for rows that are needed and missing."""
+    """Return the validation splits among `splits`; a UserError names rows that are needed and missing."""
     validation_splits = [split for split in splits if split.startswith("validation")]
     if training_arguments.do_train and "train" not in splits:
         raise UserError("--train_file is missing (or add --no_do_train).")
@@ -100,7 +101,7 @@ def begin_run(
     reused: Sequence[str] = (),
 ) -> str | None:
     """
-    Clear an earlier run away if that is wanted; the checkpoint to go on from, if there is one.
+    Delete an earlier run if that is asked for, and find the checkpoint to continue from.
 
     Args:
         reused: Names in the output folder that a run goes on with, too, if they are there.
@@ -128,7 +129,7 @@ def begin_run(
 
 
 def first_rows(data: Dataset, split: str, arguments: TaskDataArguments) -> Dataset:
-    """As many rows of the split as --max_train_samples or --max_eval_samples asks for."""
+    """Select as many rows of the split as --max_train_samples or --max_eval_samples asks for."""
     limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
     return data if limit is None or split.startswith("test") else data.select(range(min(limit, len(data))))
 
@@ -144,6 +145,7 @@ class RunResults:
         """Train, from a checkpoint if there is one, and save the model."""
         if self.trainer.processing_class is not None:
             clear_truncation(self.trainer.processing_class)
+        RouterCallback.add_to(self.trainer)
         outcome = self.trainer.train(resume_from_checkpoint=checkpoint)
         self.trainer.save_model()
         self.trainer.save_state()

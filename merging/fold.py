@@ -14,6 +14,7 @@
 """Models without their experts: left out, replaced by one, or folded into the shared FFN; and the stock LoRA."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -117,43 +118,41 @@ def fold(base: nn.Module, factors: Factors) -> nn.Module:
 
 def write_stock_lora(
     folder: Path,
-    base: nn.Module,
     factors: Factors,
     base_model_name: str | None,
     task_type: str | None = None,
-    heads: dict[str, nn.Module] | None = None,
+    heads: dict[str, torch.Tensor] | None = None,
+    modules_to_save: Sequence[str] | None = None,
+    is_conv1d: bool = False,
 ) -> None:
     """
     Write factors as a `LoraConfig` checkpoint, which peft loads with none of this code.
 
     Args:
         folder: Is made if it is not there.
-        base: The model that the adapter is for.
-        base_model_name: What the adapter calls it.
+        base_model_name: What the adapter calls its base.
         task_type: peft's; its Auto classes find the base's class by it.
-        heads: Modules by path that the adapter brings along whole (peft's `modules_to_save`).
+        heads: State of the modules that the adapter brings along whole.
+        modules_to_save: Their names.
+        is_conv1d: Whether the factors are for modules of GPT-2's kind, whose weights are transposed.
     """
     (rank,) = {A.shape[0] for A, _ in factors.values()}
-    state = {}
+    state = dict(heads or {})
     for path, (A, B) in factors.items():
-        # As peft keeps a LoRA, whatever the base's half precision.
-        dtype = torch.float64 if base.get_submodule(path).weight.dtype == torch.float64 else torch.float32
-        state |= {f"{path}.lora_A.weight": A.to(dtype), f"{path}.lora_B.weight": B.to(dtype)}
-    for path, head in (heads or {}).items():
-        state |= {f"{path}.{name}": value for name, value in head.state_dict().items()}
+        state |= {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
     config = LoraConfig(
         # alpha = rank: the scale is in the factors already. Full paths: a bare "Wo" would hit attention too.
         r=rank,
         lora_alpha=rank,
         target_modules=list(factors),
-        modules_to_save=list(heads) if heads else None,
-        fan_in_fan_out=any(isinstance(base.get_submodule(path), Conv1D) for path in factors),
+        modules_to_save=modules_to_save or None,
+        fan_in_fan_out=is_conv1d,
         task_type=task_type,
         base_model_name_or_path=base_model_name,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     # A copy of each: safetensors refuses tensors that share memory, as gate and up do their A.
-    save_file({name: value.clone() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    tensors = {f"base_model.model.{name}": x.detach().cpu().contiguous().clone() for name, x in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
     config.save_pretrained(folder)

@@ -343,7 +343,8 @@ def measure_errors(report: MergeReport, source: ExpertSource, batches: list[dict
     for name, sums in layer_squares.items():
         difference, routed, of_experts = sums.sqrt().tolist()
         report.layers[name].relative_error = difference / routed if routed else 0.0
-        report.layers[name].relative_error_of_experts = difference / of_experts if of_experts else 0.0
+        # Experts that add nothing (as before training) have rounding alone.
+        report.layers[name].relative_error_of_experts = difference / of_experts if of_experts > 1e-6 * routed else 0.0
     difference, routed = squares.sqrt().tolist()
     report.relative_error_of_output = difference / routed if routed else 0.0
     if losses:

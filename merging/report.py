@@ -16,14 +16,17 @@
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.export.hub_folder import export_to_hub_folder
 from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.merging.ffn_recorder import evaluation_mode
@@ -212,18 +215,28 @@ class MergeReport:
         base_name = base_model_name or base_id or str(folder.resolve() / "base")
         with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:
             if save != "folded" and self.base is not None:
-                _write_model(self.base, temporary / "base", tokenizer, base_model_name or base_id, modules_from)
+                _write_model(self.base, temporary / "base", tokenizer, base_model_name or base_id, modules_from, ())
                 self._write_adapter(temporary / "adapter", base_name)
             if save != "adapter":
-                _write_model(self.model, temporary / "folded", tokenizer, hub_model_id, modules_from)
-                with (temporary / "folded" / "README.md").open("a", encoding="utf-8") as card:
-                    card.write("\n" + self.to_markdown())
+                sections = [self.to_markdown()]
+                _write_model(self.model, temporary / "folded", tokenizer, hub_model_id, modules_from, sections)
             (temporary / "merge_report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
             (temporary / "merge_report.md").write_text(self.to_markdown(), "utf-8")
         return folder
 
     def _write_adapter(self, folder: Path, base_name: str) -> None:
-        write_stock_lora(folder, self.base, self.factors, base_name, self.task_type, self.heads)
+        modules = {path: self.base.get_submodule(path) for path in self.factors}
+        # As peft keeps a LoRA, whatever the base's half precision.
+        dtypes = {p: torch.promote_types(module.weight.dtype, torch.float32) for p, module in modules.items()}
+        write_stock_lora(
+            folder,
+            {path: (A.to(dtypes[path]), B.to(dtypes[path])) for path, (A, B) in self.factors.items()},
+            base_name,
+            self.task_type,
+            {f"{path}.{name}": x for path, head in self.heads.items() for name, x in head.state_dict().items()},
+            list(self.heads),
+            any(isinstance(module, Conv1D) for module in modules.values()),
+        )
         auto_class = (
             getattr(self.base, "_auto_class", None) or auto_class_of(self.task_type) or type(self.base).__name__
         )
@@ -275,13 +288,16 @@ def _write_model(
     tokenizer: PreTrainedTokenizerBase | None,
     name: str | None,
     modules_from: str | Path | None,
+    sections: Sequence[str],
 ) -> None:
     if is_modernalbert(model):
-        export_to_hub_folder(model, tokenizer, folder, hub_model_id=name)
-    else:
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        export_to_hub_folder(model, tokenizer, folder, hub_model_id=name, source=modules_from, sections=sections)
+        return
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+    if sections:
+        (folder / "README.md").write_text("\n".join(sections), "utf-8")
     if modules_from is not None:
         copy_modules(modules_from, folder)
 

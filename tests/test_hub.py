@@ -197,7 +197,7 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     code, _, _ = export(*places, "--dtype", "bfloat16", "--card", tmp_path / "card.md")
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert {values.dtype for name, values in state.items() if "mol_usage" not in name} == {torch.bfloat16}
-    assert code == 0 and (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
+    assert code == 0 and (tmp_path / "out" / "README.md").read_text().startswith("# Mine\n\n## Code files")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
     for arguments, said in (

@@ -33,7 +33,13 @@ MAY_IMPORT = {
     "mol_grouped": {"mol_backends"},
     "mol_triton": {"mol_backends"},
     "modeling_mol": {"mol_backends"},
-    "modeling_modernalbert": {"configuration_modernalbert", "modeling_mol", "mol_backends", "mol_grouped", "mol_triton"},
+    "modeling_modernalbert": {
+        "configuration_modernalbert",
+        "modeling_mol",
+        "mol_backends",
+        "mol_grouped",
+        "mol_triton",
+    },
     # Below merging, whose report writes Hub folders.
     "export": {"cli", *MODEL},
     "merging": {"cli", "export", *MODEL},
@@ -43,9 +49,19 @@ MAY_IMPORT = {
     "upcycling": {"training", *MODEL},
     "__init__": {"cli", "export", "tuner", "upcycling", *MODEL},
     "evaluation": {"cli", "data"},
-    "diagnostics": {"cli", "export", "merging", "merge_experts", *MODEL},
+    "diagnostics": {"cli", "export", "merging", "merge_experts", "tuner", *MODEL},
     "question_answering": {"cli"},
-    "finetuning": {"cli", "data", "evaluation", "export", "merging", "merge_experts", "training", *MODEL},
+    "finetuning": {
+        "cli",
+        "data",
+        "diagnostics",
+        "evaluation",
+        "export",
+        "merging",
+        "merge_experts",
+        "training",
+        *MODEL,
+    },
 }
 BELOW_SCRIPTS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(SCRIPTS, BELOW_SCRIPTS)

@@ -18,7 +18,7 @@ from modernalbert import ModernALBERTConfig
 
 EXPORT = (
     "python hub.py --model_name_or_path checkpoints/modernalbert-nano --output_dir checkpoints/modernalbert-nano "
-    "--dtype bfloat16 --card model_cards/modernalbert-nano.md"
+    "--dtype bfloat16 --pooling mean --card model_cards/modernalbert-nano.md"
 )
 CHECKPOINT = REPOSITORY / "checkpoints" / "modernalbert-nano"
 
@@ -55,6 +55,16 @@ def test_its_tokenizer_cuts_nothing(folder):
     text = "film " * 400
     assert len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids) == 402
     assert len(AutoTokenizer.from_pretrained(folder)(text)["input_ids"]) == 402
+
+
+def test_it_is_an_embedding_folder_that_loads_in_float32():
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    embedder = sentence_transformers.SentenceTransformer(str(CHECKPOINT), device="cpu")
+    assert [type(module).__name__ for module in embedder] == ["Transformer", "Pooling"]
+    assert embedder.similarity_fn_name == "cosine" and embedder[1].pooling_mode == "mean"
+    assert {parameter.dtype for parameter in embedder.parameters()} == {torch.float32}
+    first, second, third = embedder.encode(["The ferry did not run.", "No boat crossed the river.", "He bakes bread."])
+    assert embedder.similarity(first, second) > embedder.similarity(first, third) + 0.1
 
 
 def test_every_expert_is_used(model):

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from small_models import tiny_model
 from small_squad import write_squad
+from transformers import BertConfig, BertModel
 
 from modernalbert import ModernALBERTForMaskedLM
 
@@ -216,6 +217,15 @@ def test_weights_that_are_missing_in_a_checkpoint_are_named(command, script, pla
         options = script.options(place, tmp_path / "out", "--model_name_or_path", folder)
         code, _, error = command(script.entry_point, *options)
         assert code == 2 and "lacks weights" in error and "groups.1.attn.Wqkv.weight" in error, error
+
+
+def test_a_folder_without_a_tokenizer_is_named(command, script, place, tmp_path):
+    """transformers makes a BERT tokenizer that knows no words of it, to which every text is the same."""
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    options = script.options(place, tmp_path / "out", "--model_name_or_path", tmp_path / "bert")
+    code, _, error = command(script.entry_point, *options)
+    assert code == 2 and "bert holds no tokenizer" in error, error
 
 
 def test_the_script_explains_itself_and_reads_arguments_from_a_file(command, script, place, tmp_path):

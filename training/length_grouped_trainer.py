@@ -20,6 +20,8 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
 
+from modernalbert.training.router_learning_rate import RouterLearningRateMixin
+
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
     """
@@ -42,7 +44,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(Trainer):
+class LengthGroupedTrainer(RouterLearningRateMixin, Trainer):
     """
     Trainer for tokenised data sets, padded batch by batch.
 

@@ -26,6 +26,7 @@ from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 
 from .distillation import DistilledStudent, Teacher, TeacherOutputs
+from .router_learning_rate import RouterLearningRateMixin
 from .teacher_cache import CachedTeacher
 
 
@@ -33,7 +34,7 @@ PROJECTIONS_FILE = "distillation.safetensors"
 STUDENT = "student."
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(RouterLearningRateMixin, Trainer):
     """
     Trains a `DistilledStudent` on rows of `data/packing.py`, in the order in which they come.
 

@@ -23,7 +23,8 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 
-MOL_VERSION = 1
+# 1: factors without ".weight" in their names. 2: as peft's LoRA names its own.
+MOL_VERSION = 2
 MIXINGS = ("token", "ema", "uniform")
 SCORES = ("linear", "absolute")
 

@@ -114,12 +114,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("mol_router", *(f"mol_{factor}" for factor in FACTORS))
-    other_param_names = (
-        "mol_usage",
-        *(f"mol_frozen_{factor}" for factor in FACTORS),
-        "mol_config",
-        "training_weights",
-    )
+    other_param_names = ("mol_usage", *(f"mol_frozen_{f}" for f in FACTORS), "mol_config", "training_weights")
 
     def __init__(self, base_layer: nn.Module, names: Projections, adapter_name: str, config: MoLConfig):
         super().__init__()
@@ -405,6 +400,11 @@ class MoLLayer(nn.Module, BaseTunerLayer):
             dtype: Of the projections.
         """
         config = self.mol_config[name]
+        if config.mol_version == 1:
+            raise RuntimeError(
+                f"Adapter {name!r} was saved by an earlier version, and transformers' load_adapter does not find its "
+                "weights: load it with PeftModel.from_pretrained, and save it again."
+            )
         experts = self.experts(name, dtype)
         if experts.A_in.is_meta:
             raise RuntimeError(

@@ -17,9 +17,6 @@ Stock LoRAs out of MoL adapters, and MoL adapters out of stock LoRAs.
 All functions take a `MoLModel`; its methods of the same names are how they are called.
 """
 
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +24,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from peft.utils import PeftType, get_peft_model_state_dict, load_peft_weights
 from peft.utils.other import get_pattern_key
-from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.merging.fold import Factors, write_stock_lora
 from modernalbert.mol_backends import Experts
 from modernalbert.tuner.experts import find_adapter, layers_of, set_experts
 from modernalbert.tuner.layer import is_adapter_key
@@ -63,41 +61,30 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder.")
     state = get_peft_model_state_dict(tuner.model, adapter_name=adapter_name)
-    state = {f"base_model.model.{name}": value for name, value in state.items() if not is_adapter_key(name)}
-    targets, is_conv1d = [], False
-    for name, layer in layers_of(tuner, adapter_name).items():
-        experts = layer.experts(adapter_name)
-        parts = list(zip(layer.projection_names.inputs, experts.B_in[0].split(layer.input_widths)))
-        parts = [(path, experts.A_in[0], B) for path, B in parts]
-        for path, A, B in (*parts, (layer.projection_names.output, experts.A_out[0], experts.B_out[0])):
-            # Full paths: a bare "Wo" would hit attention too.
-            targets.append(f"{name}.{path}")
-            state[f"base_model.model.{name}.{path}.lora_A.weight"] = A.detach()
-            state[f"base_model.model.{name}.{path}.lora_B.weight"] = B.detach()
-            is_conv1d |= isinstance(layer.get_base_layer().get_submodule(path), Conv1D)
-    lora = LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        target_modules=targets,
-        modules_to_save=config.modules_to_save,
-        fan_in_fan_out=is_conv1d,
-        task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        inference_mode=True,
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(
-            {name: value.cpu().contiguous().clone() for name, value in state.items()},
-            temporary / "adapter_model.safetensors",
+    layers = layers_of(tuner, adapter_name)
+    projections = [p for layer in layers.values() for p in (*layer.input_projections, layer.output_projection)]
+    with atomic_folder(folder, replaceable=()) as temporary:
+        write_stock_lora(
+            temporary,
+            projection_factors(layers, {name: layer.experts(adapter_name) for name, layer in layers.items()}),
+            config.base_model_name_or_path,
+            config.task_type,
+            {name: value for name, value in state.items() if not is_adapter_key(name)},
+            config.modules_to_save,
+            any(isinstance(projection, Conv1D) for projection in projections),
         )
-        lora.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def projection_factors(layers: dict[str, nn.Module], experts: dict[str, Experts]) -> Factors:
+    """The one expert (E = 1) of each layer as the low-rank factors of its projections."""
+    factors = {}
+    for name, expert in experts.items():
+        names, B_in = layers[name].projection_names, expert.B_in[0] * expert.scaling
+        for path, B in zip(names.inputs, B_in.split(layers[name].input_widths)):
+            factors[f"{name}.{path}"] = expert.A_in[0], B
+        factors[f"{name}.{names.output}"] = expert.A_out[0], expert.B_out[0] * expert.scaling
+    return factors
 
 
 # --- from stock LoRAs ------------------------------------------------------------------------------------------------

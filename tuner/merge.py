@@ -41,6 +41,7 @@ from modernalbert.modeling_mol import summarise_routing
 from modernalbert.mol_backends import Experts
 from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import copy_modules_to_save, find_adapter, layers_of, set_experts
+from modernalbert.tuner.lora import projection_factors
 from modernalbert.tuner.observer import mol_layers, recording, token_mask
 
 
@@ -153,14 +154,7 @@ class AdapterExperts(ExpertSource):
         return token_mask(self.model, "decoder", x, batch)
 
     def factors(self, experts: dict[str, Experts]) -> Factors:
-        factors = {}
-        for name, expert in experts.items():
-            layer = self.layers[name]
-            names, B_in = layer.projection_names, expert.B_in[0] * expert.scaling
-            for path, B in zip(names.inputs, B_in.split(layer.input_widths)):
-                factors[f"{name}.{path}"] = expert.A_in[0], B
-            factors[f"{name}.{names.output}"] = expert.A_out[0], expert.B_out[0] * expert.scaling
-        return factors
+        return projection_factors(self.layers, experts)
 
 
 def merge_experts(

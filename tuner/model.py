@@ -36,9 +36,6 @@ from modernalbert.tuner.observer import RoutingObserver, mol_layers
 from modernalbert.tuner.projections import TARGET_MODULES, ffn_modules, find_projections
 
 
-FACTOR_NAMES = {f"mol_{factor}" for factor in FACTORS}
-
-
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +83,8 @@ class MoLModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             raise NoMatchingPeftModuleError(f"{error} {describe_ffns(model)}") from None
-        config.mol_version = MOL_VERSION
+        if config.mol_version is None:
+            config.mol_version = MOL_VERSION
 
     def _prepare_adapter_config(self, peft_config: MoLConfig, model_config: dict) -> MoLConfig:
         if peft_config.target_modules is None and model_config["model_type"] not in self.target_module_mapping:
@@ -161,20 +159,15 @@ class MoLModel(BaseTuner):
     # -- state
 
     @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # The factors are saved under the names that they have in a ModernALBERT, without ".weight".
-        module, _, name = key.rpartition(".")
-        owner = module.removesuffix(f".{adapter_name}")
-        if name == "weight" and owner != module and owner.rpartition(".")[2] in FACTOR_NAMES:
-            return owner
-        return super()._remove_adapter_name_from_key(key, adapter_name)
-
-    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: MoLConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        # In version 1 the factors were no modules, and had names without ".weight".
+        factors = tuple(f".mol_{factor}" for factor in FACTORS)
+        state_dict = {f"{key}.weight" if key.endswith(factors) else key: v for key, v in state_dict.items()}
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_adapter_state(model, config, adapter_name, mapped)
+        config.mol_version = MOL_VERSION
         return mapped
 
     def expert_usage(self) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, TrainingArguments
 
+from modernalbert import ModernALBERTConfig
 from modernalbert.cli.bfloat16 import bfloat16_slowdown, describe_slowdown
 from modernalbert.cli.errors import MESSAGE_LENGTH, UserError, error_message, explain_loading
 from modernalbert.cli.output_folders import atomic_folder
@@ -17,6 +18,7 @@ from modernalbert.cli.output_folders import atomic_folder
 def library_errors(folder):
     """Messages that transformers, torch and safetensors raise for a user's mistake, on several lines each."""
     BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(folder / "bert")
+    ModernALBERTConfig().save_pretrained(folder / "albert")
     (folder / "cut").mkdir()
     (folder / "cut/config.json").write_bytes((folder / "bert/config.json").read_bytes())
     weights = (folder / "bert/model.safetensors").read_bytes()
@@ -25,7 +27,7 @@ def library_errors(folder):
     return (
         lambda: AutoConfig.from_pretrained(folder / "nothing"),
         lambda: AutoConfig.from_pretrained("no/such-model"),
-        lambda: AutoTokenizer.from_pretrained(folder / "bert"),
+        lambda: AutoTokenizer.from_pretrained(folder / "albert"),
         lambda: AutoModel.from_pretrained(folder / "cut"),
         lambda: TrainingArguments("out", use_cpu=True, **strategies),
         lambda: BertModel(BertConfig()).load_state_dict({"a": torch.ones(1)}),
@@ -42,7 +44,7 @@ def test_messages_of_libraries_are_on_one_line_and_end_with_a_sentence(tmp_path)
         assert shown == whole or len(shown) > MESSAGE_LENGTH / 2 or shown.endswith((".", ":", "'")), shown
     message = error_message(ValueError('it must match, except when "best", but found\n- Evaluation: steps\n- Save: no'))
     assert message == 'it must match, except when "best", but found - Evaluation: steps - Save: no'
-    long = ValueError("One. " + "word " * MESSAGE_LENGTH + "end. Three.")
+    long = ValueError("One. " + "Word " * MESSAGE_LENGTH + "end. Three.")
     assert error_message(long) == "One."
     assert error_message(ValueError("word " * MESSAGE_LENGTH + "end. Two.")).endswith(" end.")
     assert error_message(EOFError()) == "EOFError"

@@ -166,7 +166,7 @@ def test_search_in_blocks_is_the_whole_product_ties_included(monkeypatch, block,
     queries = generator.integers(-1, 2, (13, 4)).astype(np.float32)
     documents = generator.integers(-1, 2, (50, 4)).astype(np.float32)
     monkeypatch.setattr(retrieval, "QUERY_BLOCK", 5)
-    scores, rows = search(queries, documents, depth, normalise=False, block=block)
+    scores, rows = search(queries, documents, depth, normalize=False, block=block)
     whole_scores, whole_rows = whole_ranking(queries, documents, depth)
     assert (scores == whole_scores).all() and (rows == whole_rows).all()
 

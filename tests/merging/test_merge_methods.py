@@ -185,9 +185,10 @@ def test_errors_are_measured_on_batches_that_were_not_fitted_to():
         same = merge_experts(model, method="calibrated", calibration=fitted, measure_on=[text[i] for i in held])
         for name, layer in report.layers.items():
             assert layer.relative_error == pytest.approx(same.layers[name].relative_error)
-        weights = {k: torch.tensor(report.layers[f"groups.{k}.mlp"].weights) for k in model.config.modulated_groups}
+        groups = model.config.modulated_groups
+        weights = {k: torch.tensor(report.layers[f"model.groups.{k}.mlp"].weights) for k in groups}
         for k, result in merge_calibrated(model, weights, fitted).items():
-            torch.testing.assert_close(result.expert.A_in[0], report.factors[f"groups.{k}.mlp.Wi"][0])
+            torch.testing.assert_close(result.expert.A_in[0], report.factors[f"model.groups.{k}.mlp.Wi"][0])
 
 
 def test_every_kind_of_batch_and_head():

@@ -22,6 +22,7 @@ from modernalbert import (
     ModernALBERTForTokenClassification,
     ModernALBERTModel,
 )
+from modernalbert.export.hub_folder import export_to_hub_folder
 from modernalbert.merge_experts import command, merge_experts
 
 
@@ -45,7 +46,9 @@ def test_every_head_is_the_same_model_folded_and_as_adapter_on_base(tmp_path, mo
     model = tiny_model(model_class, torch.float64, **changes)  # these run merged, so that a merge is exact
     ids = IDS.view(2, 2, 9) if model_class is ModernALBERTForMultipleChoice else IDS
     merge_experts(model, changes.get("expert_mixing", "ema")).save(tmp_path / "out")
-    loaded = {part: model_class.from_pretrained(tmp_path / "out" / part).eval() for part in ("folded", "base")}
+    loaded = {
+        part: model_class.from_pretrained(tmp_path / "out" / part, dtype="auto").eval() for part in ("folded", "base")
+    }
     loaded["adapter"] = PeftModel.from_pretrained(loaded.pop("base"), tmp_path / "out/adapter").eval()
     for part, found in loaded.items():
         assert found.dtype == torch.float64
@@ -59,7 +62,7 @@ def test_every_head_is_the_same_model_folded_and_as_adapter_on_base(tmp_path, mo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_the_command_keeps_the_dtype_and_loses_no_precision(tmp_path, nano_tokenizer, monkeypatch, capsys, dtype):
     model = tiny_model(ModernALBERTModel, dtype, vocab_size=30522, pad_token_id=0, expert_mixing="uniform")
-    model.save_pretrained(tmp_path / "model")
+    export_to_hub_folder(model, None, tmp_path / "model")  # half precision is stored, and loads as float32
     places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
     code, _, error = run_command(monkeypatch, capsys, command, *places, "--weights", "uniform")
     assert code == 0, error

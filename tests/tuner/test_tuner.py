@@ -353,7 +353,7 @@ def test_it_compiles_whole(name):
         ({"target_modules": "all-linear"}, "target_modules='all-linear' is not allowed"),
         ({"ffn_projections": {"up": "a"}}, "ffn_projections={'up': 'a'} is not allowed"),
         ({"num_frozen_experts": 9}, "num_frozen_experts=9 is not allowed"),
-        ({"mol_version": 2}, "mol_version=2 is not allowed: it must be at most 1: a newer modernalbert"),
+        ({"mol_version": 3}, "mol_version=3 is not allowed: it must be at most 2: a newer modernalbert"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(changes, message):

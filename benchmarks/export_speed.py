@@ -1,0 +1,149 @@
+# Copyright 2026 The ModernALBERT authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How fast the forms of a checkpoint run: PyTorch, compiled, ModernBERT, ONNX, ONNX int8; and how soon the first result.
+
+    python benchmarks/export_speed.py
+    python experiments/document_tables.py --documents docs/deployment.md
+
+Encoders of nano (the shipped checkpoint, experts merged) and Tiny (untrained weights of that size), beside one of
+all-MiniLM-L6-v2's shape, all timed in turn on the same rows: one of `--length` tokens for the latency, `--batch` of
+them for the throughput. onnxruntime gets as many threads as PyTorch.
+"""
+
+import functools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertModel, PreTrainedModel
+
+from modernalbert import ModernALBERTConfig, ModernALBERTModel
+from modernalbert.benchmarks.timing import (
+    benchmark_parser,
+    device_name,
+    positive,
+    summarise,
+    time_in_turn,
+    write_results,
+)
+from modernalbert.export import export_onnx, to_modernbert
+from modernalbert.merge_experts import merge_experts
+
+
+REPOSITORY = Path(__file__).parents[1]
+NANO = REPOSITORY / "checkpoints" / "modernalbert-nano"
+FORMS = ("routed", "eager", "compiled", "modernbert", "onnx", "onnx_int8")
+STARTS = {
+    "import transformers": "from transformers import AutoModel, AutoTokenizer, PreTrainedModel",
+    "import modernalbert": "from transformers import AutoModel, AutoTokenizer, PreTrainedModel; import modernalbert",
+    "first result": "import sys; from transformers import AutoModel, AutoTokenizer; name = sys.argv[1]; "
+    "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True); "
+    "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
+    "model(**tokenizer('A film.', return_tensors='pt'))",
+}
+
+
+def nano() -> PreTrainedModel:
+    """The shipped encoder."""
+    return ModernALBERTModel.from_pretrained(NANO, dtype="float32").eval()
+
+
+def tiny() -> PreTrainedModel:
+    """An encoder of the Tiny size."""
+    return ModernALBERTModel(ModernALBERTConfig.from_pretrained(REPOSITORY / "configs" / "tiny")).eval()
+
+
+def minilm() -> PreTrainedModel:
+    """An encoder of all-MiniLM-L6-v2's shape."""
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    return BertModel(config, add_pooling_layer=False).eval()
+
+
+def onnx_function(file: Path) -> Callable[[torch.Tensor], object]:
+    """A call of an ONNX file on token ids (batch, sequence)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def call(ids: torch.Tensor) -> object:
+        return session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
+
+    return call
+
+
+def make_forms(model: PreTrainedModel, folder: Path) -> dict[str, Callable[[torch.Tensor], object]]:
+    """The forms of a model, as functions of token ids; no ModernBERT where the model is not expressible as one."""
+    folded = merge_experts(model, weights="ema").model
+    forms = {"routed": model, "eager": folded, "compiled": torch.compile(folded, dynamic=False)}
+    try:
+        forms["modernbert"] = to_modernbert(folded)
+    except ValueError as error:
+        print(f"no ModernBERT form: {error}", file=sys.stderr)
+    export_onnx(folded, None, folder, quantize="int8")
+    forms["onnx"] = onnx_function(folder / "onnx/model.onnx")
+    forms["onnx_int8"] = onnx_function(folder / "onnx/model_quantized.onnx")
+    return forms
+
+
+def measure_forms(batch: int, length: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of a call, and its ratio to eager, by model, form and batch size."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        reference = minilm()
+        for name, make in {"nano": nano, "tiny": tiny}.items():
+            forms = make_forms(make(), Path(folder) / name) | {"minilm": reference}
+            results[name] = {form: {} for form in forms}
+            for rows in (1, batch):
+                ids = torch.randint(1000, 30_000, (rows, length))
+                calls = {form: functools.partial(function, ids) for form, function in forms.items()}
+                seconds = time_in_turn(calls, rounds)
+                for form, values in summarise(seconds, "eager").items():
+                    kind = "latency" if rows == 1 else "throughput"
+                    results[name][form] |= {f"{kind}_ms": values["median_ms"], f"{kind}_ratio": values["ratio"]}
+    return results
+
+
+def measure_starts(repeats: int = 5) -> dict[str, float]:
+    """Median seconds of a new process that imports, and of one that loads the shipped folder and runs it once."""
+    seconds = {name: [] for name in STARTS}
+    for _ in range(1 + repeats):
+        for name, code in STARTS.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code, str(NANO)], check=True, capture_output=True)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, rounds=15)
+    parser.add_argument("--batch", type=positive, default=32, help="rows of the throughput")
+    parser.add_argument("--length", type=positive, default=128, help="tokens of a row")
+    arguments = parser.parse_args()
+    if device_name(arguments.device).split("-")[0] != "cpu" or arguments.dtype != "float32":
+        parser.error("the forms are compared on a CPU in float32: leave --device and --dtype")
+    forms = measure_forms(arguments.batch, arguments.length, arguments.rounds)
+    results = {"batch": arguments.batch, "length": arguments.length, "forms": forms, "starts": measure_starts()}
+    write_results(arguments, "export", results)
+
+
+if __name__ == "__main__":
+    main()
