@@ -30,22 +30,6 @@ from .modeling_modernalbert import (
 from .upcycling.modernbert import upcycle_modernbert
 
 
-try:
-    from .tuner import MoLConfig, MoLModel
-except Exception as error:  # peft is missing, too old, or broken; its private names go with its versions
-    _tuner_error = f"{type(error).__name__}: {error}"
-    warnings.warn(
-        f"modernalbert: MoLConfig and MoLModel are not available, because peft cannot be used ({_tuner_error}). "
-        "Everything else works without it.",
-        stacklevel=2,
-    )
-
-    def __getattr__(name: str):
-        if name in ("MoLConfig", "MoLModel"):
-            raise ImportError(f"modernalbert.{name} needs peft, which cannot be used ({_tuner_error}).")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 __version__ = "0.1.0"
 
 moved_modules.install(__name__)
@@ -76,8 +60,6 @@ for _auto_class, _model_class in (
     _auto_class.register(ModernALBERTConfig, _model_class, exist_ok=True)
 
 __all__ = [
-    "MoLConfig",
-    "MoLModel",
     "ModernALBERTConfig",
     "ModernALBERTForMaskedLM",
     "ModernALBERTForMultipleChoice",
@@ -89,3 +71,21 @@ __all__ = [
     "export_to_hub_folder",
     "upcycle_modernbert",
 ]
+
+try:
+    from .tuner import MoLConfig, MoLModel
+except Exception as error:  # peft is missing, too old, or broken: its private names go with its versions
+    _tuner_error = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"modernalbert.MoLConfig and MoLModel are not available, because peft cannot be used ({_tuner_error}). Models "
+        "load and run without it.",
+        stacklevel=2,
+    )
+
+    def __getattr__(name: str):
+        if name in ("MoLConfig", "MoLModel"):
+            raise ImportError(f"modernalbert.{name} needs peft, which cannot be used ({_tuner_error}).")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+else:
+    __all__ += ["MoLConfig", "MoLModel"]

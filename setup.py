@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 
 EXTRAS = {
@@ -22,7 +23,27 @@ EXTRAS["test"] = sorted(
     TOOLS.union(*(EXTRAS[name] for name in ("demo", "export", "retrieval", "ner", "kernels", "pretrain")))
 )
 
-SUBPACKAGES = ("benchmarks", "diagnostics", "evaluation", "training")
+# What a user imports or runs: no benchmarks, experiments or tests, which are run in a checkout.
+ROOMS = (
+    "cli",
+    "data",
+    "diagnostics",
+    "evaluation",
+    "export",
+    "finetuning",
+    "merging",
+    "training",
+    "tuner",
+    "upcycling",
+)
+
+
+class BuildWithoutSetup(build_py):
+    """The root's modules without this file, which is no part of the package."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
 
 setup(
     name="modernalbert",
@@ -32,11 +53,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modernalbert", *(f"modernalbert.{name}" for name in SUBPACKAGES)],
+    packages=["modernalbert", *(f"modernalbert.{room}" for room in ROOMS)],
+    cmdclass={"build_py": BuildWithoutSetup},
     package_dir={"modernalbert": "."},
     package_data={
         "modernalbert": ["configs/*/*.json", "configs/*/*.txt", "configs/*/*.yaml", "checkpoints/*/*", "LICENSE"]
     },
+    # The package's own modules load the shipped checkpoint; its copies of them are for the Hub.
+    exclude_package_data={"modernalbert": ["checkpoints/*/*.py"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
