@@ -127,7 +127,7 @@ def test_the_page_in_a_browser(tmp_path):
     page = f"http://127.0.0.1:{ports[0]}/"
     server = subprocess.Popen([sys.executable, str(APP), "--server_port", str(ports[0])], cwd=tmp_path)
     driver = subprocess.Popen([DRIVER, f"--port={ports[1]}"], stdout=subprocess.DEVNULL)
-    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path)).resolve()
     try:
         wait_until_it_answers(page, server)
         wait_until_it_answers(f"http://127.0.0.1:{ports[1]}/status", driver)
@@ -138,7 +138,7 @@ def test_the_page_in_a_browser(tmp_path):
             assert text.count("layer ") == 4 and "merged: difference" in text and "river" in text
             # Wider than a narrow window, the table scrolls by itself; the page does not.
             assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
-            browser.screenshot(pictures / f"experts-{name}.png")
+            browser.screenshot(pictures / f"page-{name}.png")
             if name == "narrow":  # tabs that do not fit are behind a menu
                 continue
             for tab, button, result, said in (
@@ -151,7 +151,7 @@ def test_the_page_in_a_browser(tmp_path):
                 browser.wait_for(f"document.getElementById('{button}')?.offsetParent != null")
                 browser.run(f"document.getElementById('{button}').click()")
                 browser.wait_for(f"document.getElementById('{result}')?.innerText.includes('{said}')")
-                browser.screenshot(pictures / f"{button}-{name}.png")
+                browser.screenshot(pictures / f"{button}.png")
     finally:
         for process in (driver, server):
             process.terminate()
