@@ -114,6 +114,7 @@ def write_model_folder(
         if _reads_first_position(model):
             tokenizer.padding_side = "right"
         tokenizer.save_pretrained(folder)
+        _name_known_tokenizer_class(folder / "tokenizer_config.json")
     if LICENSE_FILE.is_file():
         shutil.copyfile(LICENSE_FILE, folder / "LICENSE")
     name = hub_model_id or name
@@ -136,6 +137,16 @@ def _load_in_float32(config_file: Path) -> None:
     config = json.loads(config_file.read_text("utf-8"))
     config["dtype"] = "float32"
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _name_known_tokenizer_class(config_file: Path) -> None:
+    """Let transformers before version 5 load the tokenizer, which do not know the new name of the same class."""
+    config = json.loads(config_file.read_text("utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config_file.write_text(
+            json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _reads_first_position(model: PreTrainedModel) -> bool:
