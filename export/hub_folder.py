@@ -109,12 +109,10 @@ def write_model_folder(
     model.save_pretrained(folder)  # the code travels along: every class is registered for it
     _load_in_float32(folder / "config.json")
     if tokenizer is not None:
-        # Neither model has token types, and transformers before version 5 would pass them on.
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
         if _reads_first_position(model):
             tokenizer.padding_side = "right"
         tokenizer.save_pretrained(folder)
-        _name_known_tokenizer_class(folder / "tokenizer_config.json")
+        _complete_tokenizer_config(folder / "tokenizer_config.json")
     if LICENSE_FILE.is_file():
         shutil.copyfile(LICENSE_FILE, folder / "LICENSE")
     name = hub_model_id or name
@@ -139,14 +137,16 @@ def _load_in_float32(config_file: Path) -> None:
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _name_known_tokenizer_class(config_file: Path) -> None:
-    """Let transformers before version 5 load the tokenizer, which do not know the new name of the same class."""
+def _complete_tokenizer_config(config_file: Path) -> None:
+    """
+    Say what transformers does not write: that neither model has token types, which versions before 5 would pass on to
+    it; and the class by the name that those versions know, too.
+    """
     config = json.loads(config_file.read_text("utf-8"))
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config_file.write_text(
-            json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _reads_first_position(model: PreTrainedModel) -> bool:
