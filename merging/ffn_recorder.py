@@ -70,7 +70,7 @@ def with_progress(batches: Sequence[dict], title: str) -> Iterable[dict]:
 
 def gates_of(mlp: MoLFeedForward, position: int, x: torch.Tensor) -> torch.Tensor:
     """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
-    weights = mlp.mixing_weights()
+    weights = mlp.get_expert_weights()
     if weights is not None:
         return weights.expand(len(x), -1)
     _, q, experts = route(mlp.mol_router(x, position), mlp.num_experts_per_tok)
