@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from small_models import tiny_model
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from modernalbert import ModernALBERTForMaskedLM
 from modernalbert.export import export_to_hub_folder, to_modernbert
@@ -18,6 +19,14 @@ from modernalbert.merge_experts import merge_experts
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS = 20
+
+
+@pytest.fixture(autouse=True)
+def without_progress_bars():
+    """Their lock is one for all processes: a killed child would keep it."""
+    disable_progress_bar()
+    yield
+    enable_progress_bar()
 
 
 def snapshot(folder) -> dict[str, bytes]:
