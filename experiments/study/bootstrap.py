@@ -54,7 +54,8 @@ class Resampler:
 
     def __init__(self, num_rows: int, seed: int = 0, num_replicates: int = NUM_REPLICATES):
         self.generator = np.random.default_rng(seed)
-        self.weights = self.generator.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_replicates)
+        weights = self.generator.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_replicates)
+        self.weights = weights.astype(np.float64)  # products of integers are slow
 
     def seed_means(self, values: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
         """
@@ -89,19 +90,19 @@ def score(metric: str, prediction: np.ndarray, label: np.ndarray, weights: np.nd
         (B,).
     """
     if metric == "accuracy":
-        return (weights @ (prediction == label)) / weights.sum(1)
+        return weights @ (prediction == label).astype(float) / weights.sum(1)
     if metric == "spearmanr":
         x, y, total = mid_ranks(prediction, weights), mid_ranks(label, weights), weights.sum(1, keepdims=True)
         x, y = (ranks - (weights * ranks).sum(1, keepdims=True) / total for ranks in (x, y))
         variances = (weights * x * x).sum(1) * (weights * y * y).sum(1)
         return (weights * x * y).sum(1) / np.sqrt(np.maximum(variances, 1e-12))
-    cells = {(p, y): weights @ ((prediction == p) & (label == y)) for p in (0, 1) for y in (0, 1)}
+    cells = {(p, y): weights @ ((prediction == p) & (label == y)).astype(float) for p in (0, 1) for y in (0, 1)}
     true_positive, false_positive, false_negative = cells[1, 1], cells[1, 0], cells[0, 1]
     if metric == "f1":
         return 2 * true_positive / np.maximum(2 * true_positive + false_positive + false_negative, 1)
     if metric == "matthews_correlation":
-        true_negative = cells[0, 0].astype(np.float64)
-        product = (true_positive + false_positive) * (true_positive + false_negative).astype(np.float64)
+        true_negative = cells[0, 0]
+        product = (true_positive + false_positive) * (true_positive + false_negative)
         product = product * (true_negative + false_positive) * (true_negative + false_negative)
         return (true_positive * true_negative - false_positive * false_negative) / np.sqrt(np.maximum(product, 1))
     raise ValueError(f"metric={metric!r} is not allowed: it must be accuracy, f1, matthews_correlation or spearmanr.")

@@ -180,8 +180,7 @@ def hardware() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    threads = os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())
-    return f"{model}, {threads} thread(s), torch {torch.__version__}"
+    return f"{model}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def file_fingerprint(file: str | Path) -> str:

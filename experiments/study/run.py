@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import run
-from modernalbert.experiments.study.context import Context
+from modernalbert.cli.errors import UserError, run
+from modernalbert.experiments.study.context import ENVIRONMENT, Context
 from modernalbert.experiments.study.plan import Experiment, Job, all_experiments
 from modernalbert.experiments.study.results import RESULTS, Results, code_version, exclusive, hardware
 
@@ -43,7 +43,6 @@ from modernalbert.experiments.study.results import RESULTS, Results, code_versio
 class StudyArguments:
     """What to run, on what."""
 
-    experiments: list[str] = field(default_factory=list, metadata={"help": "YAML files; default: the whole study."})
     list: bool = field(default=False, metadata={"help": "Say what is to be done, with hours, and stop."})
     corpus_dir: str | None = field(default=None, metadata={"help": "Tokenised text to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "Held-out text, json lines."})
@@ -58,12 +57,11 @@ class StudyArguments:
 
 
 def main() -> None:
-    # Files come first, as in every command that runs something.
     files = []
     while len(sys.argv) > 1 and sys.argv[1].endswith(".yaml"):
         files.append(sys.argv.pop(1))
     (arguments,) = parse_arguments(StudyArguments, description=__doc__)
-    experiments = [Experiment.load(file) for file in (files or arguments.experiments or all_experiments())]
+    experiments = [Experiment.load(file) for file in (files or all_experiments())]
     results_dir = Path(arguments.results_dir)
     todo = {
         experiment.name: jobs_to_do(experiment, Results(experiment.name, results_dir)) for experiment in experiments
@@ -74,8 +72,15 @@ def main() -> None:
     context = Context.from_arguments(arguments)
     with exclusive(results_dir) as lock:
         context.lock = lock
+        failures = []
         for experiment in experiments:
-            run_experiment(experiment, context, Results(experiment.name, results_dir))
+            try:
+                run_experiment(experiment, context, Results(experiment.name, results_dir))
+            except UserError as error:  # the other experiments can be run all the same
+                print(f"{experiment.name}: {error}", flush=True)
+                failures.append(str(error))
+        if failures:
+            raise UserError(" ".join(failures))
 
 
 def jobs_to_do(experiment: Experiment, results: Results) -> list[Job]:
@@ -142,4 +147,7 @@ def run_experiment(experiment: Experiment, context: Context, results: Results) -
 
 
 if __name__ == "__main__":
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        # How memory is kept is decided when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
     run(main)
