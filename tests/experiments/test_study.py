@@ -14,10 +14,10 @@ import torch
 import yaml
 from small_models import REPOSITORY, randomise, run_command, tiny_model
 
-from modernalbert import ModernALBERTModel
+from modernalbert import ModernALBERTForSequenceClassification, ModernALBERTModel
 from modernalbert.cli.errors import UserError, run
 from modernalbert.evaluation.glue import METRICS
-from modernalbert.experiments.study import report
+from modernalbert.experiments.study import merging, report
 from modernalbert.experiments.study import run as study
 from modernalbert.experiments.study.bootstrap import Resampler, interval, score
 from modernalbert.experiments.study.plan import Experiment, all_experiments
@@ -221,6 +221,86 @@ def test_a_variant_is_pretrained_and_measured_text_by_text(tmp_path, call, corpu
     assert 8 < line["masked_loss"] < 12  # two steps from log of the vocabulary, 10.3
     assert "--corpus_dir $CORPUS_DIR" in line["command"] and str(tmp_path) not in line["command"]
     assert 0 < line["usage_entropy"] <= 1 and line["parameters"] > line["parameters_without_embedding"] > 0
+
+
+# --- merging and adapters, in small
+
+
+def test_a_fine_tuned_model_is_merged_in_every_way(tmp_path, call, nano_tokenizer, monkeypatch):
+    monkeypatch.setattr(merging, "MERGES", {n: v for n, v in merging.MERGES.items() if "recover_steps" not in v})
+    generator = np.random.default_rng(0)
+    words = ["film", "good", "bad", "story", "nobody", "laughed", "again"]
+    rows = [
+        {
+            "sentence1": " ".join(generator.choice(words, 6)),
+            "sentence2": " ".join(generator.choice(words, 4)),
+            "label": i % 2,
+        }
+        for i in range(40)
+    ]
+    for split in ("train", "validation"):
+        file = tmp_path / "data" / "rte" / f"{split}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Models as fine-tuning leaves them: what is finished is not run again.
+    models = {}
+    for name, mixing in (("routed", "token"), ("trained-ema", "ema"), ("trained-uniform", "uniform")):
+        folder = tmp_path / "work" / "small" / "nano-rte-0" / name
+        models[name] = tiny_model(
+            ModernALBERTForSequenceClassification,
+            vocab_size=30522,
+            expert_mixing=mixing,
+            num_labels=2,
+            seed=len(models),
+        )
+        models[name].save_pretrained(folder)
+        nano_tokenizer.save_pretrained(folder)
+        (folder / "all_results.json").write_text("{}")
+    file = write(
+        tmp_path, kind="merging", seeds=[0], tasks=["rte"], variants={"nano": {"model": "configs/nano"}}, arguments={}
+    )
+    code, _, error = call(file, "--data_dir", tmp_path / "data")
+    assert code == 0, error
+    results = Results("small", tmp_path / "results")
+    found = {line["method"]: results.arrays(line)["prediction"] for line in results.lines()}
+    assert list(found) == ["routed", "uniform", "ema", "svd", "calibrated", "trained ema", "trained uniform"]
+    for method, name in (("routed", "routed"), ("trained ema", "trained-ema")):
+        batch = nano_tokenizer(
+            [row["sentence1"] for row in rows], [row["sentence2"] for row in rows], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            expected = models[name](**batch).logits.argmax(-1)
+        assert found[method].tolist() == expected.tolist()
+    line = results.lines()[0]
+    assert line["metric"] == "accuracy" and line["score"] == np.mean(found["routed"] == [row["label"] for row in rows])
+    assert [each["seconds"] is None for each in results.lines()] == [False] + [True] * 6
+
+
+def test_a_decoder_is_adapted(tmp_path, call, corpus):
+    config = {"vocab_size": 30522, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    file = write(
+        tmp_path,
+        kind="decoder",
+        seeds=[0],
+        variants={"base": {"adapter": "none"}, "lora": {"adapter": "lora"}, "mol": {"adapter": "mol"}},
+        config=config | {"num_attention_heads": 2},
+        base_source="text",
+        base_tokens=4096,
+        base_learning_rate=0.001,
+        adapt_source="text",
+        adapt_tokens=4096,
+        adapt_learning_rate=0.001,
+        held_out_blocks=2,
+    )
+    code, _, error = call(file, "--corpus_dir", corpus / "corpus")
+    assert code == 0, error
+    lines = Results("small", tmp_path / "results").lines()
+    assert [line["method"] for line in lines] == ["base", "lora", "mol", "mol, merged"]
+    assert lines[0]["perplexity"] > 1000 and lines[1]["adapter_parameters"] == pytest.approx(
+        lines[2]["adapter_parameters"], rel=0.1
+    )
+    code, _, error = call(write(tmp_path, "other", **yaml.safe_load(file.read_text()) | {"base_source": "none"}))
+    assert code == 2 and "--corpus_dir is missing" in error
 
 
 # --- intervals
