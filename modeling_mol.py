@@ -42,9 +42,9 @@ from .mol_backends import (
     DropoutMasks,
     Experts,
     check_mol_backend,
-    choose_mol_backend,
     concatenate_experts,
     expert_mask,
+    select_mol_backend,
     single_expert_forward,
 )
 
@@ -56,21 +56,21 @@ class MoLRouter(nn.Module):
     """
     Linear router from token states to one logit per expert.
 
-    `weight` is (E, d), or (G, E, d) when each of `num_positions` = G layer positions has its own router.
+    `weight` is (E, d), or (G, E, d) when each of `num_depths` = G layers of the group has its own router.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, num_positions: int | None = None, jitter_noise: float = 0.0):
+    def __init__(self, hidden_size: int, num_experts: int, num_depths: int | None = None, jitter_noise: float = 0.0):
         super().__init__()
         shape = (num_experts, hidden_size)
-        self.weight = nn.Parameter(torch.empty(shape if num_positions is None else (num_positions, *shape)))
+        self.weight = nn.Parameter(torch.empty(shape if num_depths is None else (num_depths, *shape)))
         self.jitter_noise = jitter_noise
 
-    def forward(self, hidden_states: torch.Tensor, position: int = 0) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, depth: int = 0) -> torch.Tensor:
         """(..., d) -> logits (..., E), float32 (float64 for float64 input). Jitter acts in training only."""
         if self.training and self.jitter_noise > 0:
             noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
             hidden_states = hidden_states * noise
-        weight = self.weight if self.weight.dim() == 2 else self.weight[position]
+        weight = self.weight if self.weight.dim() == 2 else self.weight[depth]
         logits = nn.functional.linear(hidden_states, weight)
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -88,9 +88,9 @@ def route(router_logits: torch.Tensor, num_experts_per_tok: int) -> tuple[torch.
         k = 1 renormalising gives the constant 1, so q = p / stop_gradient(p) keeps the gradient (our decision).
     """
     probabilities = router_logits.softmax(dim=-1)
-    weights, experts = probabilities.topk(num_experts_per_tok, dim=-1)
-    total = weights.sum(dim=-1, keepdim=True)
-    return probabilities, weights / (total.detach() if num_experts_per_tok == 1 else total), experts
+    top_k_weights, top_k_index = probabilities.topk(num_experts_per_tok, dim=-1)
+    total = top_k_weights.sum(dim=-1, keepdim=True)
+    return probabilities, top_k_weights / (total.detach() if num_experts_per_tok == 1 else total), top_k_index
 
 
 class RoutingSummary(NamedTuple):
@@ -118,10 +118,10 @@ def summarise_routing(
     """
     logits = torch.stack(router_logits).flatten(1, -2)  # (R, T, E)
     num_experts = logits.shape[-1]
-    probabilities, weights, experts = route(logits, num_experts_per_tok)
-    chosen = expert_mask(experts, num_experts).to(logits.dtype)  # (R, T, k, E)
+    probabilities, top_k_weights, top_k_index = route(logits, num_experts_per_tok)
+    chosen = expert_mask(top_k_index, num_experts).to(logits.dtype)  # (R, T, k, E)
     slots = chosen.sum(dim=-2)
-    usage = (chosen * weights.detach().unsqueeze(-1)).sum(dim=-2)
+    usage = (chosen * top_k_weights.detach().unsqueeze(-1)).sum(dim=-2)
     z = logits.logsumexp(dim=-1, keepdim=True).square()
     if token_mask is None:
         real = logits.new_ones(logits.shape[1])
@@ -161,8 +161,8 @@ class FeedForward(nn.Module):
     The plain shared FFN, W_o (act(a) * b) with (a, b) = W_i x: the activated half comes first, as in ModernBERT.
 
     The modulations below subclass it. Their common interface is
-    `forward(x (..., d), position, mixing_weights, return_router_logits) -> (output (..., d), router logits or None)`,
-    where `position` is the layer's place in its group (0-based); the plain FFN ignores all but x.
+    `forward(x (..., d), depth, expert_weights, return_router_logits) -> (output (..., d), router logits or None)`,
+    where `depth` is the layer's place in its group (0-based); the plain FFN ignores all but x.
     """
 
     def __init__(self, config, group: int):
@@ -189,15 +189,19 @@ class FeedForward(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        position: int = 0,
-        mixing_weights: torch.Tensor | None = None,
+        depth: int = 0,
+        expert_weights: torch.Tensor | None = None,
         return_router_logits: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.plain_forward(x), None
 
-    def mixing_weights(self) -> torch.Tensor | None:
+    def get_expert_weights(self) -> torch.Tensor | None:
         """The (E,) weights of the merged expert, to be passed to `forward`; None where tokens are routed."""
         return None
+
+    def multiply_adds(self, depth: int = 0) -> int:
+        """Of one token's forward pass at one depth, as the mathematics needs them, whatever the backend."""
+        return self.Wi.weight.numel() + self.Wo.weight.numel()
 
     def init_modulation(self) -> None:
         """Give initial values to what a subclass adds (called under no_grad)."""
@@ -247,7 +251,7 @@ class DepthLoRAFeedForward(FeedForward):
 
     def __init__(self, config, group: int):
         super().__init__(config, group)
-        # Position in the group -> row of the factors; None where the FFN is plain.
+        # Depth in the group -> row of the factors; None where the FFN is plain.
         modulated = [depth for depth in range(config.group_depth) if config.is_modulated_position(depth)]
         self.rows = [modulated.index(depth) if depth in modulated else None for depth in range(config.group_depth)]
         self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out = lora_parameters(
@@ -260,12 +264,20 @@ class DepthLoRAFeedForward(FeedForward):
         init_lora(self.depth_A_in, self.depth_B_in)
         init_lora(self.depth_A_out, self.depth_B_out)
 
-    def forward(self, x, position=0, mixing_weights=None, return_router_logits=False):
-        row = self.rows[position]
+    def lora_factors(self) -> tuple[nn.Parameter, ...]:
+        """(A_in, B_in, A_out, B_out), one row for each modulated layer."""
+        return self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out
+
+    def multiply_adds(self, depth: int = 0) -> int:
+        lora = 0 if self.rows[depth] is None else sum(factor[0].numel() for factor in self.lora_factors())
+        return super().multiply_adds(depth) + lora
+
+    def forward(self, x, depth=0, expert_weights=None, return_router_logits=False):
+        row = self.rows[depth]
         if row is None:
             return self.plain_forward(x), None
         tokens = x.reshape(-1, x.shape[-1])
-        factors = (self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out)
+        factors = self.lora_factors()
         expert = Experts(*(factor[row : row + 1] for factor in factors), scaling=self.scaling)
         ffn = FFN(self.Wi, self.activate, self.Wo)
         output = single_expert_forward(tokens, ffn, expert, self.lora_drop(tokens, self.width))
@@ -276,8 +288,9 @@ class RoutedFeedForward(FeedForward):
     """
     What the mixtures share: router, statistics, and the choice between routing tokens and one merged expert.
 
-    A subclass gives `mix_tokens(x (T, d), q (T, k), expert indices (T, k)) -> (T, d)` and
-    `mix_experts(x (T, d), weights (E,)) -> (T, d)`.
+    A subclass gives its experts' parameters by `expert_parameters()`, and
+    `mix_tokens(x (T, d), top_k_weights (T, k), top_k_index (T, k)) -> (T, d)` and
+    `mix_experts(x (T, d), expert_weights (E,)) -> (T, d)`.
     """
 
     def __init__(self, config, group: int):
@@ -316,13 +329,26 @@ class RoutedFeedForward(FeedForward):
         if self.mol_router is not None:
             init.constant_(self.mol_usage, 1 / self.num_experts)
 
-    def mixing_weights(self) -> torch.Tensor | None:
+    def get_expert_weights(self) -> torch.Tensor | None:
         if self.expert_mixing == "token":
             return None
         if self.expert_mixing == "uniform":
             return torch.full((self.num_experts,), 1 / self.num_experts, device=self.Wi.weight.device)
         # A copy: the average moves on at the end of a training forward, and a checkpoint recompute must see this one.
         return self.mol_usage.clone() if self.mol_usage.dim() == 1 else self.mol_usage.mean(dim=0)
+
+    def expert_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of all experts, (E, ...) each."""
+        raise NotImplementedError
+
+    def multiply_adds(self, depth: int = 0) -> int:
+        plain = super().multiply_adds(depth)
+        if not self.is_modulated[depth]:
+            return plain
+        one_expert = sum(parameter[0].numel() for parameter in self.expert_parameters())
+        if self.expert_mixing != "token":  # one merged expert, of the rank of all together
+            return plain + self.num_experts * one_expert
+        return plain + self.num_experts_per_tok * one_expert + self.num_experts * self.Wi.in_features
 
     @torch.no_grad()
     def update_usage(self, usage: torch.Tensor, num_tokens: torch.Tensor) -> None:
@@ -337,19 +363,19 @@ class RoutedFeedForward(FeedForward):
         moved = torch.lerp(target.to(self.mol_usage), self.mol_usage, self.ema_decay)
         self.mol_usage.copy_(torch.where(num_tokens > 0, moved, self.mol_usage))
 
-    def forward(self, x, position=0, mixing_weights=None, return_router_logits=False):
-        if not self.is_modulated[position]:
+    def forward(self, x, depth=0, expert_weights=None, return_router_logits=False):
+        if not self.is_modulated[depth]:
             return self.plain_forward(x), None
         tokens, router_logits = x.reshape(-1, x.shape[-1]), None
         if self.expert_mixing == "token":
-            router_logits = self.mol_router(x, position)
-            _, weights, experts = route(router_logits.reshape(-1, self.num_experts), self.num_experts_per_tok)
-            output = self.mix_tokens(tokens, weights, experts)
+            router_logits = self.mol_router(x, depth)
+            _, top_k_weights, top_k_index = route(router_logits.reshape(-1, self.num_experts), self.num_experts_per_tok)
+            output = self.mix_tokens(tokens, top_k_weights, top_k_index)
         else:
-            output = self.mix_experts(tokens, self.mixing_weights() if mixing_weights is None else mixing_weights)
+            output = self.mix_experts(tokens, self.get_expert_weights() if expert_weights is None else expert_weights)
             if return_router_logits and self.mol_router is not None:
                 with torch.no_grad():
-                    router_logits = self.mol_router(x, position)
+                    router_logits = self.mol_router(x, depth)
         return output.view_as(x), router_logits
 
 
@@ -371,21 +397,24 @@ class MoLFeedForward(RoutedFeedForward):
         init_lora(self.mol_A_in, self.mol_B_in)
         init_lora(self.mol_A_out, self.mol_B_out)
 
+    def expert_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out
+
     @property
     def experts(self) -> Experts:
         """The experts as the backends take them."""
-        return Experts(self.mol_A_in, self.mol_B_in, self.mol_A_out, self.mol_B_out, self.scaling)
+        return Experts(*self.expert_parameters(), self.scaling)
 
-    def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    def mix_tokens(self, x: torch.Tensor, top_k_weights: torch.Tensor, top_k_index: torch.Tensor) -> torch.Tensor:
         learns = any(parameter.requires_grad for parameter in self.act.parameters())
         ffn = FFN(self.Wi, self.activate, self.Wo, self.glu_activation, learns)
         masks = self.lora_drop(x, self.width)
-        backend = choose_mol_backend(self.mol_backend, x, ffn, self.experts, masks)
-        return backend(x, routing_weights, experts, ffn, self.experts, masks)
+        backend = select_mol_backend(self.mol_backend, x, ffn, self.experts, masks)
+        return backend(x, top_k_weights, top_k_index, ffn, self.experts, masks)
 
-    def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def mix_experts(self, x: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         ffn = FFN(self.Wi, self.activate, self.Wo)
-        merged = concatenate_experts(self.experts, weights)
+        merged = concatenate_experts(self.experts, expert_weights)
         return single_expert_forward(x, ffn, merged, self.lora_drop(x, self.width))
 
 
@@ -407,20 +436,23 @@ class MoAFeedForward(RoutedFeedForward):
         super().init_modulation()
         init_lora(self.moa_down, self.moa_up)
 
-    def adapt(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """x (T, d), gates (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
+    def expert_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.moa_down, self.moa_up
+
+    def adapt(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x (T, d), expert weights (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
         hidden = self.plain_forward(x)
         inner = self.act(nn.functional.linear(self.adapter_drop(hidden), self.moa_down.flatten(0, 1)))
-        gates = gates.to(inner.dtype).unsqueeze(-1)
-        inner = inner * gates.expand(*gates.shape[:-1], self.bottleneck).flatten(-2)
+        weights = weights.to(inner.dtype).unsqueeze(-1)
+        inner = inner * weights.expand(*weights.shape[:-1], self.bottleneck).flatten(-2)
         return hidden + nn.functional.linear(inner, self.moa_up.transpose(0, 1).flatten(1))
 
-    def mix_tokens(self, x: torch.Tensor, routing_weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        chosen = expert_mask(experts, self.num_experts).to(routing_weights.dtype)
-        return self.adapt(x, (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2))
+    def mix_tokens(self, x: torch.Tensor, top_k_weights: torch.Tensor, top_k_index: torch.Tensor) -> torch.Tensor:
+        chosen = expert_mask(top_k_index, self.num_experts).to(top_k_weights.dtype)
+        return self.adapt(x, (chosen * top_k_weights.unsqueeze(-1)).sum(dim=-2))
 
-    def mix_experts(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return self.adapt(x, weights)
+    def mix_experts(self, x: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
+        return self.adapt(x, expert_weights)
 
 
 FEED_FORWARDS = {

@@ -43,12 +43,12 @@ class Rows(NamedTuple):
     num_first: int  # so many tokens, the leading ones, have not been met before
 
 
-def rows_by_expert(experts_index: torch.Tensor, num_experts: int) -> Iterator[Rows]:
+def rows_by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[Rows]:
     """Expert indices (T, k) -> all T k slots, expert by expert; of an expert those of tokens not met before lead."""
-    num_slots = experts_index.shape[1]
+    num_slots = top_k_index.shape[1]
     # Experts come in their order, so a token is first met in the slot of its lowest.
-    was_met = experts_index > experts_index.amin(dim=1, keepdim=True)
-    keys = (2 * experts_index + was_met).flatten()
+    was_met = top_k_index > top_k_index.amin(dim=1, keepdim=True)
+    keys = (2 * top_k_index + was_met).flatten()
     counts = torch.bincount(keys, minlength=2 * num_experts).view(num_experts, 2).tolist()
     groups = keys.argsort(stable=True).split([sum(count) for count in counts])
     for expert, (group, (num_first, _)) in enumerate(zip(groups, counts)):
@@ -89,15 +89,15 @@ class MixSlots(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, scaling, activate, masks):
-        ctx.save_for_backward(x, base, routing_weights, experts_index, A_in, B_in, A_out, B_out, *masks)
+    def forward(ctx, x, base, top_k_weights, top_k_index, A_in, B_in, A_out, B_out, scaling, activate, masks):
+        ctx.save_for_backward(x, base, top_k_weights, top_k_index, A_in, B_in, A_out, B_out, *masks)
         ctx.scaling, ctx.activate = scaling, activate
         experts = at_working_precision(Experts(A_in, B_in, A_out, B_out, scaling))
-        gates = routing_weights.flatten().to(experts.A_in.dtype)
+        gates = top_k_weights.flatten().to(experts.A_in.dtype)
         mixture = base.new_empty(x.shape[0], A_out.shape[-1])
         low_rank = base.new_empty(x.shape[0], x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
-            for rows in rows_by_expert(experts_index, A_in.shape[0]):
+            for rows in rows_by_expert(top_k_index, A_in.shape[0]):
                 e = rows.expert
                 _, _, h = expand_rows(x, base, rows, experts, masks)
                 u = activate_rows(h, rows, activate, masks).mul_(gates[rows.slots].unsqueeze(-1))
@@ -109,16 +109,16 @@ class MixSlots(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_mixture, d_low_rank):
-        x, base, routing_weights, experts_index, *factors = ctx.saved_tensors
+        x, base, top_k_weights, top_k_index, *factors = ctx.saved_tensors
         masks = DropoutMasks(*factors[4:])
         experts = at_working_precision(Experts(*factors[:4], ctx.scaling))
-        gates = routing_weights.flatten().to(experts.A_in.dtype)
+        gates = top_k_weights.flatten().to(experts.A_in.dtype)
         d_x, d_base, d_gates = torch.empty_like(x), torch.empty_like(base), torch.empty_like(gates)
         at_least_float = torch.promote_types(experts.A_in.dtype, torch.float32)
         d_experts = Experts(*(torch.zeros_like(factor, dtype=at_least_float) for factor in experts[:4]), ctx.scaling)
         s = ctx.scaling
         with torch.autocast(x.device.type, enabled=False):
-            for rows in rows_by_expert(experts_index, experts.A_in.shape[0]):
+            for rows in rows_by_expert(top_k_index, experts.A_in.shape[0]):
                 e = rows.expert
                 inputs, a, h = expand_rows(x, base, rows, experts, masks)
                 h.requires_grad_()
@@ -145,7 +145,7 @@ class MixSlots(torch.autograd.Function):
                 d_a = d_h @ experts.B_in[e]
                 add_product(d_experts.A_in[e], d_a.t(), inputs, s)
                 put_rows(d_x, rows, pick(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
-        d_weights = d_gates.view_as(routing_weights).to(routing_weights.dtype)
+        d_weights = d_gates.view_as(top_k_weights).to(top_k_weights.dtype)
         d_factors = (gradient.to(factor.dtype) for gradient, factor in zip(d_experts[:4], factors))
         return d_x, d_base, d_weights, None, *d_factors, None, None, None
 
@@ -192,17 +192,17 @@ def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: Dropou
     return pick(masks.ffn, rows, activate(h))
 
 
-def why_not_grouped(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
+def why_grouped_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
     """The reason why it cannot be used, or None."""
     # The backward pass differentiates the activation by its input alone.
     return "its activation has weights, which would get no gradient" if ffn.activation_learns else None
 
 
-@register_mol_backend("grouped", traceable=False, why_not=why_not_grouped)
+@register_mol_backend("grouped", traceable=False, unavailable_reason=why_grouped_is_unavailable)
 def grouped_mol(
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -216,14 +216,14 @@ def grouped_mol(
     """
     if not torch.is_grad_enabled():
         # So many tokens that an expert gets ROWS of them.
-        size = ROWS * experts.A_in.shape[0] // experts_index.shape[1]
-        blocks = in_token_blocks(grouped_mol, size, x, routing_weights, experts_index, ffn, experts, masks)
+        size = ROWS * experts.A_in.shape[0] // top_k_index.shape[1]
+        blocks = in_token_blocks(grouped_mol, size, x, top_k_weights, top_k_index, ffn, experts, masks)
         if blocks is not None:
             return blocks
     base = ffn.project_in(x)
     # Under autocast the projections are narrower than x.
     narrow = DropoutMasks(*(None if mask is None else mask.to(base.dtype) for mask in masks))
     mixture, low_rank = MixSlots.apply(
-        x.to(base.dtype), base, routing_weights, experts_index, *experts[:4], experts.scaling, ffn.activate, narrow
+        x.to(base.dtype), base, top_k_weights, top_k_index, *experts[:4], experts.scaling, ffn.activate, narrow
     )
     return ffn.project_out(mixture) + low_rank

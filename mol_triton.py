@@ -420,7 +420,7 @@ def narrow(keys: torch.Tensor, number: int) -> torch.Tensor:
     return keys.to(torch.uint8 if number <= 2**8 else torch.int16 if number <= 2**15 else torch.int64)
 
 
-def why_not_triton(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
+def why_triton_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
     """Why the kernels cannot be used, in words that end a sentence; `None` if they can."""
     if x.device.type != "cuda" and not IS_INTERPRETED:
         return f"the tokens are on {x.device.type}, not on a GPU"
@@ -435,11 +435,11 @@ def why_not_triton(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None
     return None
 
 
-@register_mol_backend("triton", traceable=False, why_not=why_not_triton)
+@register_mol_backend("triton", traceable=False, unavailable_reason=why_triton_is_unavailable)
 def triton_mol(
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -461,8 +461,6 @@ def triton_mol(
         )
     A_in, B_in, A_out, B_out = (factor.to(base.dtype) for factor in experts[:4])
     all_a = torch.nn.functional.linear(x.to(base.dtype), A_in.flatten(0, 1))
-    mixture, low_rank = FusedSlots.apply(
-        base, all_a, routing_weights.float(), experts_index, B_in, A_out, experts.scaling
-    )
+    mixture, low_rank = FusedSlots.apply(base, all_a, top_k_weights.float(), top_k_index, B_in, A_out, experts.scaling)
     output = ffn.project_out(mixture)
     return torch.addmm(output, low_rank, B_out.transpose(1, 2).flatten(0, 1).to(output.dtype))

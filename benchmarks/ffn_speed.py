@@ -19,7 +19,7 @@ import torch
 from modernalbert import ModernALBERTConfig
 from modernalbert.benchmarks.timing import benchmark_parser, positive, summarise, time_in_turn, write_results
 from modernalbert.modeling_mol import FeedForward, MoLFeedForward, route
-from modernalbert.mol_backends import FFN, MOL_BACKENDS, NOT_TRACEABLE, DropoutMasks, concatenate_experts
+from modernalbert.mol_backends import FFN, MOL_BACKENDS, DropoutMasks, concatenate_experts
 
 
 SWEEP_TOKENS = 4096
@@ -34,7 +34,7 @@ SWEPT = {
 def backends(device: str) -> list[str]:
     """Those worth timing: Triton's kernels run on a GPU alone."""
     left_out = {"reference"} if torch.device(device).type == "cuda" else {"reference", "triton"}
-    return [name for name in MOL_BACKENDS if name not in left_out]
+    return [name for name, backend in MOL_BACKENDS.items() if backend.function and name not in left_out]
 
 
 def build(config: ModernALBERTConfig, device: str, dtype: torch.dtype) -> tuple[FeedForward, MoLFeedForward]:
@@ -90,7 +90,7 @@ def dense_experts(mol: MoLFeedForward, x: torch.Tensor) -> torch.Tensor:
     """Every expert's own FFN on every token."""
     _, weights, chosen = route(mol.mol_router(x), mol.num_experts_per_tok)
     ffn = FFN(mol.Wi, mol.activate, mol.Wo)
-    return MOL_BACKENDS["reference"](x, weights, chosen, ffn, mol.experts, DropoutMasks())
+    return MOL_BACKENDS["reference"].function(x, weights, chosen, ffn, mol.experts, DropoutMasks())
 
 
 def with_backend(mol: MoLFeedForward, name: str) -> MoLFeedForward:
@@ -137,7 +137,7 @@ def measure(
     results["forward_backward"] = summarise(time_in_turn(steps, rounds), "plain")
     if compiled:
         # The others would give way to masked.
-        traced = {name: module for name, module in modules.items() if name not in NOT_TRACEABLE}
+        traced = {name: module for name, module in modules.items() if MOL_BACKENDS[name].traceable}
         fast = {name: forward(torch.compile(module, fullgraph=True), x) for name, module in traced.items()}
         results["forward_compiled"] = summarise(time_in_turn(fast, rounds), "plain")
     return results

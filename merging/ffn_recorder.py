@@ -89,7 +89,7 @@ def with_progress(items: Sequence, title: str, unit: str = " batches") -> Iterab
 
 def dense_routing_weights(mlp: MoLFeedForward, depth: int, x: torch.Tensor) -> torch.Tensor:
     """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
-    expert_weights = mlp.mixing_weights()
+    expert_weights = mlp.get_expert_weights()
     if expert_weights is not None:
         return expert_weights.expand(len(x), -1)
     _, top_k_weights, top_k_index = route(mlp.mol_router(x, depth), mlp.num_experts_per_tok)

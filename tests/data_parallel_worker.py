@@ -13,7 +13,7 @@ from tuner_models import adapt
 
 from modernalbert import ModernALBERTForMaskedLM
 from modernalbert.cli.errors import leave_process_group
-from modernalbert.modeling_modernalbert import ModernALBERTLayer
+from modernalbert.modeling_modernalbert import ModernALBERTLayerGroup
 
 
 def make_model(kind: str) -> torch.nn.Module:
@@ -38,7 +38,7 @@ def global_batch(step: int) -> torch.Tensor:
 def shard(model: torch.nn.Module) -> torch.nn.Module:
     """Fully sharded: a group's weights are one unit, which its layers gather one after the other."""
     for group in model.modules():
-        if isinstance(group, ModernALBERTLayer):
+        if isinstance(group, ModernALBERTLayerGroup):
             fully_shard(group)
     return fully_shard(model)
 

@@ -81,7 +81,7 @@ def test_each_mistake_gets_one_sentence(changes, field, allowed):
 
 
 def test_unknown_backend_names_the_alternatives():
-    with pytest.raises(ValueError, match="mol_backend='fast'.*auto, reference, masked, grouped, triton"):
+    with pytest.raises(ValueError, match="mol_backend='fast'.*auto, grouped, masked, reference, stacked, triton"):
         ModernALBERTModel(tiny_config(mol_backend="fast"))
 
 
@@ -215,3 +215,20 @@ def test_floating_point_ops_count_every_use():
     assert deep == 6 * tokens * (12 * layer + e * d)
     mol = ModernALBERTModel(tiny_config(mol_intermediate_size=None)).floating_point_ops(ids)
     assert mol - shallow == 6 * tokens * 4 * (2 * 4 * (2 * d + 3 * f) + 4 * d)
+
+
+def test_each_feed_forward_network_counts_its_multiply_adds():
+    d, f, expert, router = 32, 48, 4 * (2 * 32 + 3 * 48), 4 * 32
+    for changes, added in (
+        ({}, 2 * (2 * expert + router)),
+        ({"num_experts_per_tok": 1}, 2 * (expert + router)),
+        ({"mol_positions": "last"}, 2 * expert + router),
+        ({"num_experts": 1}, 2 * expert),
+        ({"expert_mixing": "ema"}, 2 * 4 * expert),
+        ({"ffn_modulation": "moa", "moa_bottleneck": 5}, 2 * (2 * 2 * 5 * d + router)),
+        ({"ffn_modulation": "depth_lora"}, 2 * expert),
+        ({"ffn_modulation": "depth_lora", "mol_positions": "last"}, expert),
+        ({"ffn_modulation": "none"}, 0),
+    ):
+        mlp = ModernALBERTModel(tiny_config(**changes)).groups[-1].mlp
+        assert sum(mlp.multiply_adds(depth) for depth in range(2)) == 2 * 3 * d * f + added, changes

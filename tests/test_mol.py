@@ -16,9 +16,9 @@ from modernalbert.mol_backends import (
     MOL_BACKENDS,
     DropoutMasks,
     Experts,
-    choose_mol_backend,
     concatenate_experts,
     expert_mask,
+    select_mol_backend,
 )
 from modernalbert.mol_grouped import ROWS
 
@@ -146,8 +146,8 @@ def test_an_expert_without_tokens_gets_a_gradient_of_zero():
 def test_which_backend_auto_chooses():
     def chosen(name, x):
         experts = Experts(torch.empty(4, 1, 8), None, None, None, 1.0)
-        function = choose_mol_backend(name, x, FFN(None, None, None), experts, DropoutMasks())
-        return next(name for name, backend in MOL_BACKENDS.items() if backend is function)
+        function = select_mol_backend(name, x, FFN(None, None, None), experts, DropoutMasks())
+        return next(name for name, backend in MOL_BACKENDS.items() if backend.function is function)
 
     few, many = torch.empty(255, 8), torch.empty(256, 8)
     assert chosen("auto", few) == "masked"
@@ -164,8 +164,8 @@ def test_auto_stacks_in_half_precision_training_of_narrow_experts(in_half, monke
     def chosen(activation="gelu", rank=2, masks=masks, autocast=True):
         experts = Experts(torch.empty(4, rank, 8), None, None, None, 1.0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            function = choose_mol_backend("auto", x, FFN(None, None, None, activation), experts, masks)
-        return function is MOL_BACKENDS["stacked"]
+            function = select_mol_backend("auto", x, FFN(None, None, None, activation), experts, masks)
+        return function is MOL_BACKENDS["stacked"].function
 
     assert chosen() == in_half
     assert not chosen(autocast=False)
@@ -376,7 +376,7 @@ def test_merged_mixing_is_one_expert_and_freezes_the_router(mixing, feed_forward
     usage = torch.tensor([0.4, 0.3, 0.2, 0.1])
     mol.mol_usage.copy_(usage)
     weights = usage if mixing == "ema" else torch.full((4,), 0.25)
-    torch.testing.assert_close(mol.mixing_weights(), weights)
+    torch.testing.assert_close(mol.get_expert_weights(), weights)
     x = torch.randn(11, 32, dtype=torch.float64)
     output, gradient, gradients = with_gradients(mol, x)
     assert gradients["mol_router.weight"] is None and not mol.mol_router.weight.requires_grad

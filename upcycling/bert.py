@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.modeling_modernalbert import (
     ModernALBERTForMaskedLM,
-    ModernALBERTLayer,
+    ModernALBERTLayerGroup,
     TokenLayout,
 )
 from modernalbert.training.distillation import DistillationConfig, Teacher
@@ -187,7 +187,7 @@ def fit_to_bert(
 
 
 def fit_inner_weights(
-    group: ModernALBERTLayer,
+    group: ModernALBERTLayerGroup,
     stream: torch.Tensor,
     state: torch.Tensor,
     layer: nn.Module,
@@ -204,7 +204,7 @@ def fit_inner_weights(
 
 
 def fit_units(
-    group: ModernALBERTLayer,
+    group: ModernALBERTLayerGroup,
     layer: nn.Module,
     middle: torch.Tensor,
     stream: torch.Tensor,
@@ -228,7 +228,7 @@ def fit_units(
     gate[: len(units)] = ridge_regression(inputs, inputs.new_ones(len(inputs), 1), ridge)
 
 
-def attention_context(group: ModernALBERTLayer, stream: torch.Tensor, use: dict) -> torch.Tensor:
+def attention_context(group: ModernALBERTLayerGroup, stream: torch.Tensor, use: dict) -> torch.Tensor:
     """What the attention's output projection gets: (rows, length, d)."""
     seen: list[torch.Tensor] = []
     hook = group.attn.Wo.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -240,7 +240,7 @@ def attention_context(group: ModernALBERTLayer, stream: torch.Tensor, use: dict)
 
 
 def run_group(
-    group: ModernALBERTLayer, stream: torch.Tensor, real: torch.Tensor, uses: list[dict], ridge: float | None
+    group: ModernALBERTLayerGroup, stream: torch.Tensor, real: torch.Tensor, uses: list[dict], ridge: float | None
 ) -> torch.Tensor:
     """
     Run a group's uses one after the other and return the stream behind the last. With a ridge, then fit both output

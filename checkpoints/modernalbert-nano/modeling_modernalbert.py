@@ -56,7 +56,7 @@ from .mol_grouped import set_rows  # importing the module registers its backend
 
 try:
     from .mol_triton import triton_mol  # noqa: F401  registers the backend
-except ImportError:  # no triton: choose_mol_backend says so where it is asked for
+except ImportError:  # no triton: select_mol_backend says so where it is asked for
     pass
 
 
@@ -229,6 +229,8 @@ def build_masks(
         # transformers reads shape, dtype and device from it.
         "inputs_embeds": torch.empty((), dtype=dtype, device=device).expand(*shape, config.hidden_size),
         "attention_mask": real,
+        # A mask of ones is left out, unless its values cannot be looked at.
+        "allow_is_bidirectional_skip": not is_transformed(),
     }
     if sequences is not None:
         # Padding is a sequence of its own here, so that no row of the mask is empty.
@@ -732,8 +734,8 @@ class ModernALBERTAttention(nn.Module):
         )
 
 
-class ModernALBERTLayer(GradientCheckpointingLayer):
-    """The weights of one group: pre-norm attention and FFN, run at each of the group's G positions."""
+class ModernALBERTLayerGroup(GradientCheckpointingLayer):
+    """The weights of one group: pre-norm attention and FFN, run at each of the group's G depths."""
 
     def __init__(self, config: ModernALBERTConfig, group: int):
         super().__init__()
@@ -749,20 +751,20 @@ class ModernALBERTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position: int,
+        depth: int,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         layer_type: str,
-        mixing_weights: torch.Tensor | None = None,
+        expert_weights: torch.Tensor | None = None,
         return_router_logits: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         (batch, sequence, d) -> (batch, sequence, d), attention weights or None, router logits or None.
 
-        `position` is the layer's place in the group, 0-based.
+        `depth` is the layer's place in the group, 0-based.
         """
-        skip_norm = self.skip_first_attn_norm and position == 0
+        skip_norm = self.skip_first_attn_norm and depth == 0
         attention, attention_weights = self.attn(
             hidden_states if skip_norm else self.attn_norm(hidden_states),
             position_embeddings=position_embeddings,
@@ -771,9 +773,7 @@ class ModernALBERTLayer(GradientCheckpointingLayer):
             **kwargs,
         )
         hidden_states = hidden_states + attention
-        ffn_output, router_logits = self.mlp(
-            self.mlp_norm(hidden_states), position, mixing_weights, return_router_logits
-        )
+        ffn_output, router_logits = self.mlp(self.mlp_norm(hidden_states), depth, expert_weights, return_router_logits)
         return hidden_states + ffn_output, attention_weights, router_logits
 
 
@@ -786,7 +786,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Trainer passes the number of labels in the whole optimizer step only to the heads that average over tokens.
     accepts_loss_kwargs = False
-    _no_split_modules = ["ModernALBERTEmbeddings", "ModernALBERTLayer"]
+    _no_split_modules = ["ModernALBERTEmbeddings", "ModernALBERTLayerGroup"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -853,7 +853,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
     def __init__(self, config: ModernALBERTConfig):
         super().__init__(config)
         self.embeddings = ModernALBERTEmbeddings(config)
-        self.groups = nn.ModuleList([ModernALBERTLayer(config, group) for group in range(config.num_groups)])
+        self.groups = nn.ModuleList([ModernALBERTLayerGroup(config, group) for group in range(config.num_groups)])
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
         # As the FFNs were built: changing the configuration afterwards changes neither.
         self.expert_mixing = config.expert_mixing
@@ -868,24 +868,11 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
 
     def multiply_adds_per_token(self, sequence_length: int) -> int:
         """Multiply-adds of one token's forward pass: every use of every group, attention scores included."""
-        config = self.config
-        d = config.hidden_size
-        total = 0 if self.embeddings.projection is None else self.embeddings.projection.weight.numel()
-        for layer in range(config.num_hidden_layers):
-            group, position = divmod(layer, config.group_depth)
-            f = config.ffn_width(group)
-            total += 4 * d * d + 3 * d * f + 2 * sequence_length * d
-            if group not in config.modulated_groups or not config.is_modulated_position(position):
-                continue
-            active = min(config.num_experts_per_tok, config.num_experts)
-            if config.ffn_modulation in ("mol", "depth_lora"):
-                active = active if config.ffn_modulation == "mol" else 1
-                total += active * config.lora_rank * (2 * d + 3 * f)
-            elif config.ffn_modulation == "moa":
-                total += active * 2 * config.resolved_moa_bottleneck(group) * d
-            if config.ffn_modulation in ("mol", "moa") and config.num_experts > 1:
-                total += config.num_experts * d
-        return total
+        d, depth = self.config.hidden_size, self.config.group_depth
+        attention = 4 * d * d + 2 * sequence_length * d
+        embedding = 0 if self.embeddings.projection is None else self.embeddings.projection.weight.numel()
+        ffns = sum(group.mlp.multiply_adds(i) for group in self.groups for i in range(depth))
+        return embedding + self.config.num_hidden_layers * attention + ffns
 
     @can_return_tuple
     def forward(
@@ -940,26 +927,26 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
             keep_batch=output_attentions or self.is_hooked(),
         )
         hidden_states = self.embeddings(layout.pack(input_ids), layout.pack(inputs_embeds))
-        mixing_weights = [group.mlp.mixing_weights() for group in self.groups]
+        expert_weights = [group.mlp.get_expert_weights() for group in self.groups]
         # A training forward without gradients (dropout sampling, say) is not a training step.
         update_statistics = self.training and torch.is_grad_enabled() and self.expert_mixing != "uniform"
 
         all_hidden_states, all_attentions = [], []
         routed_groups, all_router_logits = [], []
         for layer, layer_type in enumerate(config.layer_types):
-            group, position = divmod(layer, config.group_depth)
+            group, depth = divmod(layer, config.group_depth)
             if output_hidden_states or output_attentions:
                 # The layers go on from what is returned, so that it gets a gradient.
                 all_hidden_states.append(layout.unpack(hidden_states))
                 hidden_states = layout.pack(all_hidden_states[-1])
             hidden_states, attention_weights, router_logits = self.groups[group](
                 hidden_states,
-                position=position,
+                depth=depth,
                 position_embeddings=layout.position_embeddings[layer_type],
                 attention_mask=layout.masks[layer_type],
                 layer_type=layer_type,
                 buckets=layout.buckets,
-                mixing_weights=mixing_weights[group],
+                expert_weights=expert_weights[group],
                 return_router_logits=output_router_logits or update_statistics,
                 **(layout.attention_arguments | kwargs),
             )

@@ -18,6 +18,7 @@ The mathematics and the names of shapes are in `modeling_mol`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,9 +32,9 @@ from transformers.utils.import_utils import is_tracing
 logger = logging.get_logger(__name__)
 
 
-def expert_mask(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+def expert_mask(top_k_index: torch.Tensor, num_experts: int) -> torch.Tensor:
     """(..., k) indices -> (..., k, E) booleans, true where the slot holds that expert."""
-    return experts.unsqueeze(-1) == torch.arange(num_experts, device=experts.device)
+    return top_k_index.unsqueeze(-1) == torch.arange(num_experts, device=top_k_index.device)
 
 
 # --- experts ---------------------------------------------------------------------------------------------------------
@@ -112,33 +113,38 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
-MOL_BACKENDS: dict[str, Callable] = {}
-# Backends that may be absent, and why.
-OPTIONAL_BACKENDS = {"triton": "triton is not installed"}
-# Backends that no graph can hold.
-NOT_TRACEABLE: set[str] = set()
-_WHY_NOT: dict[str, Callable] = {}
+def is_available(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> None:
+    """The `unavailable_reason` of a backend without limits: none."""
 
 
-def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | None = None) -> Callable:
+@dataclass(frozen=True)
+class Backend:
     """
-    Make a function available as `mol_backend=name`. Backends compute the same thing; they differ in speed alone.
+    A way to compute MoL. All compute the same thing; they differ in speed and in what they can serve.
 
-    A backend takes (x (T, d), routing weights q (T, k), expert indices (T, k), FFN, Experts, DropoutMasks) and returns
-    (T, d).
-
-    Args:
-        traceable: Whether graphs, and torch.func, can hold it; if not, `masked` takes its place there.
-        why_not: For a backend with limits of its own: (x, FFN, DropoutMasks) -> the reason why it cannot be used, or
-            None.
+    Attributes:
+        function: (x (T, d), top_k_weights (T, k), top_k_index (T, k), FFN, Experts, DropoutMasks) -> (T, d); None where
+            what it needs is not installed.
+        traceable: Whether graphs, and torch.func, can hold it.
+        unavailable_reason: (x, FFN, DropoutMasks) -> the reason why it cannot serve them, or None.
     """
+
+    function: Callable | None
+    traceable: bool = True
+    unavailable_reason: Callable[[torch.Tensor, FFN, DropoutMasks], str | None] = is_available
+
+
+# By the name that `mol_backend` takes. Modules of backends add theirs when they are imported.
+MOL_BACKENDS: dict[str, Backend] = {
+    "triton": Backend(None, traceable=False, unavailable_reason=lambda x, ffn, masks: "triton is not installed")
+}
+
+
+def register_mol_backend(name: str, **limits) -> Callable:
+    """Decorator: make a function available as `mol_backend=name`, with the `limits` of `Backend`."""
 
     def decorator(function: Callable) -> Callable:
-        MOL_BACKENDS[name] = function
-        if not traceable:
-            NOT_TRACEABLE.add(name)
-        if why_not is not None:
-            _WHY_NOT[name] = why_not
+        MOL_BACKENDS[name] = Backend(function, **limits)
         return function
 
     return decorator
@@ -147,8 +153,8 @@ def register_mol_backend(name: str, traceable: bool = True, why_not: Callable | 
 @register_mol_backend("reference")
 def reference_mol(
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -160,13 +166,13 @@ def reference_mol(
     changes nothing but the router's gradient for k = 1).
     """
     num_experts = experts.A_in.shape[0]
-    chosen = expert_mask(experts_index, num_experts).to(routing_weights.dtype)
-    gates = (chosen * routing_weights.unsqueeze(-1)).sum(dim=-2).to(x.dtype)  # (T, E)
+    chosen = expert_mask(top_k_index, num_experts).to(top_k_weights.dtype)
+    dense_routing_weights = (chosen * top_k_weights.unsqueeze(-1)).sum(dim=-2).to(x.dtype)  # (T, E)
     bias = ffn.project_out(x.new_zeros(1, experts.A_out.shape[-1]))
     output = bias.expand(x.shape)
     for e in range(num_experts):
         expert = Experts(*(part[e : e + 1] for part in experts[:4]), scaling=experts.scaling)
-        output = output + gates[:, e : e + 1] * (single_expert_forward(x, ffn, expert, masks) - bias)
+        output = output + dense_routing_weights[:, e : e + 1] * (single_expert_forward(x, ffn, expert, masks) - bias)
     return output
 
 
@@ -182,14 +188,12 @@ class Slots(NamedTuple):
     gates: torch.Tensor  # (k, T, 1), routing weights
 
 
-def fill_slots(
-    routing_weights: torch.Tensor, experts_index: torch.Tensor, experts: Experts, dtype: torch.dtype
-) -> Slots:
+def fill_slots(top_k_weights: torch.Tensor, top_k_index: torch.Tensor, experts: Experts, dtype: torch.dtype) -> Slots:
     """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
     num_experts, rank, _ = experts.A_in.shape
-    blocks = expert_mask(experts_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
+    blocks = expert_mask(top_k_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
     return Slots(
-        blocks.unsqueeze(-1).expand(*blocks.shape, rank).flatten(-2), routing_weights.to(dtype).t().unsqueeze(-1)
+        blocks.unsqueeze(-1).expand(*blocks.shape, rank).flatten(-2), top_k_weights.to(dtype).t().unsqueeze(-1)
     )
 
 
@@ -236,8 +240,8 @@ def in_token_blocks(
     backend: Callable,
     size: int,
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -249,15 +253,15 @@ def in_token_blocks(
     outputs = []
     for rows in blocks:
         block_masks = DropoutMasks(*(None if mask is None else mask[rows] for mask in masks))
-        outputs.append(backend(x[rows], routing_weights[rows], experts_index[rows], ffn, experts, block_masks))
+        outputs.append(backend(x[rows], top_k_weights[rows], top_k_index[rows], ffn, experts, block_masks))
     return torch.cat(outputs)
 
 
 @register_mol_backend("masked")
 def masked_mol(
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -269,13 +273,13 @@ def masked_mol(
     which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
     k r (d + n_in + f + d) for a gather.
     """
-    blocks = in_token_blocks(masked_mol, CPU_TOKEN_BLOCK, x, routing_weights, experts_index, ffn, experts, masks)
+    blocks = in_token_blocks(masked_mol, CPU_TOKEN_BLOCK, x, top_k_weights, top_k_index, ffn, experts, masks)
     if blocks is not None:
         return blocks
 
     base = ffn.project_in(x)
     # Under autocast the projections are narrower than x: all that follows has their dtype.
-    slots = fill_slots(routing_weights, experts_index, experts, base.dtype)
+    slots = fill_slots(top_k_weights, top_k_index, experts, base.dtype)
     low_rank = nn.functional.linear(_apply(masks.lora_in, x), experts.A_in.flatten(0, 1))
     hidden = _apply(masks.ffn, ffn.activate(expand_slots(base, low_rank, experts.B_in, slots)))
     mixture, low_rank = mix_slots(hidden, experts.A_out, slots, masks.lora_out)
@@ -301,8 +305,8 @@ class MixStackedSlots(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, base, routing_weights, experts_index, A_in, B_in, A_out, scaling, activation):
-        slots = fill_slots(routing_weights, experts_index, Experts(A_in, B_in, A_out, None, scaling), base.dtype)
+    def forward(ctx, x, base, top_k_weights, top_k_index, A_in, B_in, A_out, scaling, activation):
+        slots = fill_slots(top_k_weights, top_k_index, Experts(A_in, B_in, A_out, None, scaling), base.dtype)
         stacked_A_in, stacked_A_out = A_in.flatten(0, 1), A_out.flatten(0, 1)  # (E r, d), (E r, f)
         stacked_B_in = B_in.permute(0, 2, 1).flatten(0, 1)  # (E r, 2 f)
         act, _ = GLU_DERIVATIVES[activation]
@@ -320,7 +324,7 @@ class MixStackedSlots(torch.autograd.Function):
                 low_rank_out = c * gate if low_rank_out is None else low_rank_out.addcmul_(c, gate)
                 kept += [a, h, v, g, u, c]
         ctx.save_for_backward(x, stacked_A_in, stacked_B_in, stacked_A_out, *slots, *kept)
-        ctx.activation, ctx.factors_shape, ctx.gate_dtype = activation, A_in.shape, routing_weights.dtype
+        ctx.activation, ctx.factors_shape, ctx.gate_dtype = activation, A_in.shape, top_k_weights.dtype
         return mixture, low_rank_out
 
     @staticmethod
@@ -366,18 +370,18 @@ class MixStackedSlots(torch.autograd.Function):
         return d_x, d_base, d_weights, None, by_expert(d_A_in), by_expert(d_B_in).mT, by_expert(d_A_out), None, None
 
 
-def why_not_stacked(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
+def why_stacked_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
     """The reason why it cannot be used, or None."""
     if ffn.glu_activation not in GLU_DERIVATIVES:
         return f"it knows only GLUs of {' and '.join(GLU_DERIVATIVES)}"
     return None if all(mask is None for mask in masks) else "it has no dropout"
 
 
-@register_mol_backend("stacked", traceable=False, why_not=why_not_stacked)
+@register_mol_backend("stacked", traceable=False, unavailable_reason=why_stacked_is_unavailable)
 def stacked_mol(
     x: torch.Tensor,
-    routing_weights: torch.Tensor,
-    experts_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor,
     ffn: FFN,
     experts: Experts,
     masks: DropoutMasks,
@@ -392,7 +396,7 @@ def stacked_mol(
     # Under autocast the projections are narrower than x.
     narrow = [factor.to(base.dtype) for factor in experts[:3]]
     mixture, low_rank = MixStackedSlots.apply(
-        x.to(base.dtype), base, routing_weights, experts_index, *narrow, experts.scaling, ffn.glu_activation
+        x.to(base.dtype), base, top_k_weights, top_k_index, *narrow, experts.scaling, ffn.glu_activation
     )
     return add_low_rank(ffn.project_out(mixture), low_rank, experts.B_out)
 
@@ -419,19 +423,19 @@ def is_fast_half_precision(x: torch.Tensor) -> bool:
 
 
 def grouped_pays(x: torch.Tensor) -> bool:
-    """Whether `grouped` is faster than `masked` for (T, d)."""
+    """Whether `grouped` is faster than `masked` for (T, d) on the CPU."""
     least = GROUPED_TOKENS_IN_HALF_PRECISION if is_fast_half_precision(x) else GROUPED_TOKENS
-    return x.device.type == "cpu" and len(x) >= least
+    return len(x) >= least
 
 
 def stacked_pays(x: torch.Tensor, experts: Experts) -> bool:
     """
-    Whether `stacked` is the fastest for (T, d): in training, where half precision is fast, if all ranks together are
-    no wider than the model (measured: benchmarks/ffn_speed.py).
+    Whether `stacked` is the fastest for (T, d) on the CPU: in training, where half precision is fast, if all ranks
+    together are no wider than the model (measured: benchmarks/ffn_speed.py).
     """
     num_experts, rank, width = experts.A_in.shape
     narrow = num_experts * rank <= width
-    return x.device.type == "cpu" and torch.is_grad_enabled() and narrow and is_fast_half_precision(x)
+    return torch.is_grad_enabled() and narrow and is_fast_half_precision(x)
 
 
 def check_mol_backend(name: str) -> None:
@@ -439,36 +443,53 @@ def check_mol_backend(name: str) -> None:
     Raises:
         ValueError: there is no backend of that name.
     """
-    allowed = ("auto", *(MOL_BACKENDS | OPTIONAL_BACKENDS))
-    if name not in allowed:
-        raise ValueError(f"mol_backend={name!r} is not allowed: it must be one of {', '.join(allowed)}.")
+    if name != "auto" and name not in MOL_BACKENDS:
+        raise ValueError(
+            f"mol_backend={name!r} is not allowed: it must be one of {', '.join(('auto', *sorted(MOL_BACKENDS)))}."
+        )
 
 
-def choose_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> Callable:
+def select_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> Callable:
     """
-    The backend to use for tokens x (T, d).
+    The function of the backend to use for tokens x (T, d): the one that is named, or for "auto" the fastest.
 
-    "auto" is `masked`, but on the CPU `stacked` or `grouped` where one of them pays and serves this FFN. While a graph
-    is traced, compiled or exported, and under torch.func, it is always `masked`.
-    A backend asked for by name that cannot be used gives way to `masked` too, with a warning that says why.
+    A backend asked for by name that cannot be used gives way to `masked`, with a warning that says why.
     """
-    tracing = is_tracing(x) or is_transformed()
+    traced = is_tracing(x) or is_transformed()
     if name == "auto":
-        name = "masked" if tracing else _fastest(x, ffn, experts, masks)
-    elif name not in MOL_BACKENDS:
-        name = _masked_instead_of(name, OPTIONAL_BACKENDS[name])
-    elif tracing and name in NOT_TRACEABLE:
-        name = _masked_instead_of(name, "it cannot be traced or transformed")
-    elif name in _WHY_NOT and (reason := _WHY_NOT[name](x, ffn, masks)) is not None:
-        name = _masked_instead_of(name, reason)
-    return MOL_BACKENDS[name]
+        name = _fastest_backend(x, ffn, experts, masks, traced)
+    else:
+        backend = MOL_BACKENDS[name]
+        if traced and not backend.traceable:
+            reason = "it cannot be traced or transformed"
+        else:
+            reason = backend.unavailable_reason(x, ffn, masks)
+        if reason is not None:
+            name = _masked_instead_of(name, reason)
+    return MOL_BACKENDS[name].function
 
 
-def _fastest(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> str:
-    """The backend that "auto" takes where nothing is traced."""
-    if stacked_pays(x, experts) and _WHY_NOT["stacked"](x, ffn, masks) is None:
+def _fastest_backend(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks, traced: bool) -> str:
+    """What "auto" stands for; figures are from benchmarks/ffn_speed.py."""
+
+    def serves(name: str) -> bool:
+        return MOL_BACKENDS[name].unavailable_reason(x, ffn, masks) is None
+
+    # 1. Graphs and torch.func hold neither a sort nor an autograd function: `masked` has static shapes and plain
+    #    operators.
+    # 2. Off the CPU `masked` is a few large products. `triton` is faster on a GPU, and is used where it is asked for:
+    #    it compiles kernels of its own.
+    if traced or x.device.type != "cpu":
+        return "masked"
+    # 3. Training of narrow experts where half precision is fast: autograd's passes over memory are what `masked` spends
+    #    its time on, and `stacked` does without them.
+    if stacked_pays(x, experts) and serves("stacked"):
         return "stacked"
-    return "grouped" if grouped_pays(x) and _WHY_NOT["grouped"](x, ffn, masks) is None else "masked"
+    # 4. Enough tokens to pay for sorting them: `grouped` multiplies an expert's factors with its own tokens alone.
+    if grouped_pays(x) and serves("grouped"):
+        return "grouped"
+    # 5. Few tokens, or an activation that learns.
+    return "masked"
 
 
 def is_transformed() -> bool:
