@@ -22,16 +22,12 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from modernalbert.mol_backends import Experts, Slots, add_low_rank, expand_slots, fill_slots, mix_slots
-
-
-if TYPE_CHECKING:
-    from modernalbert.tuner.layer import MoLLayer
 
 
 BASE = "__base__"  # peft's name for "no adapter" in `adapter_names`
@@ -151,12 +147,12 @@ class FFNCall:
     One use of an adapted FFN, from its first projection to its last: all that is known of one forward.
 
     Args:
-        layer: Whose FFN it is.
+        layer: The `MoLLayer` whose FFN it is.
         x: (batch, ..., d), the FFN's input.
         dtype: Of what its first projections put out.
     """
 
-    def __init__(self, layer: "MoLLayer", x: torch.Tensor, dtype: torch.dtype):
+    def __init__(self, layer: nn.Module, x: torch.Tensor, dtype: torch.dtype):
         self.layer = layer
         self.shape = x.shape[:-1]
         self.seen: set[int] = set()  # numbers of the first projections that have run

@@ -334,7 +334,6 @@ model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True
 import modernalbert  # registers the tuner, and the package's own classes, which would have come first
 from peft import PeftModel
 assert type(model).__module__.startswith("transformers_modules."), type(model)
-import modernalbert  # registers the tuner
 adapted = PeftModel.from_pretrained(model, sys.argv[2]).eval()
 torch.save(adapted(input_ids=torch.arange(3, 12).view(1, -1)).logits, sys.argv[3])
 adapted.save_pretrained(sys.argv[4])
