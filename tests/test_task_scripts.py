@@ -135,13 +135,13 @@ def test_an_interrupted_run_continues_from_its_last_whole_checkpoint(command, sc
     assert code == 0, error
     whole = json.loads((out / "all_results.json").read_text())
     losses = [entry["loss"] for entry in log_of(out) if "loss" in entry]
-    # as if cut off while checkpoint-6 was written
+    # as if cut off while checkpoint-8 was written
     (out / "all_results.json").unlink()
-    (out / "checkpoint-6/trainer_state.json").unlink()
+    (out / "checkpoint-8/trainer_state.json").unlink()
     caplog.clear()
     code, _, error = command(script.entry_point, *options)
     assert code == 0, error
-    assert "checkpoint-6 was cut off" in caplog.text and f"Continuing from {out / 'checkpoint-3'}" in caplog.text
+    assert "checkpoint-8 was cut off" in caplog.text and f"Continuing from {out / 'checkpoint-6'}" in caplog.text
     again = json.loads((out / "all_results.json").read_text())
     for name, value in whole.items():
         if not any(word in name for word in ("runtime", "second", "flos", "train_loss")):
