@@ -113,11 +113,10 @@ def write_model_folder(
     model.save_pretrained(folder)  # the code travels along: every class is registered for it
     _load_in_float32(folder / "config.json")
     if tokenizer is not None:
-        # Neither model has token types, and transformers before version 5 would pass them on.
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
         if _reads_first_position(model):
             tokenizer.padding_side = "right"
         tokenizer.save_pretrained(folder)
+        _complete_tokenizer_config(folder / "tokenizer_config.json")
     if LICENSE_FILE.is_file():
         shutil.copyfile(LICENSE_FILE, folder / "LICENSE")
     name = hub_model_id or name
@@ -141,6 +140,18 @@ def _load_in_float32(config_file: Path) -> None:
     if config.get("dtype") != "float64":
         config["dtype"] = "float32"
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _complete_tokenizer_config(config_file: Path) -> None:
+    """
+    Say what transformers does not write: that neither model has token types, which versions before 5 would pass on to
+    it; and the class by the name that those versions know, too.
+    """
+    config = json.loads(config_file.read_text("utf-8"))
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _reads_first_position(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import ModernBertConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
@@ -66,11 +67,10 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
     with no_init_weights():
         new = model_class._from_config(new_config, dtype=model.dtype).to(model.device)
     state = {
-        name: value.to(model.dtype, copy=True) if isinstance(value, torch.Tensor) else value
+        name: value.to(model.dtype) if isinstance(value, torch.Tensor) else value
         for name, value in _modernbert_weights(model, new_config.intermediate_size)
     }
-    # Assigned: an activation may make its parameters in a dtype of its own.
-    missing, unexpected = new.load_state_dict(state, strict=False, assign=True)
+    missing, unexpected = new.load_state_dict(state, strict=False)
     tied = set(new.all_tied_weights_keys)
     missing = [name for name in missing if name not in tied]
     if missing or unexpected:
@@ -100,6 +100,9 @@ def check_expressible(config: ModernALBERTConfig, merged: bool = False) -> None:
     is_routed = config.ffn_modulation == "mol" and config.num_experts > 1 and config.expert_mixing == "token"
     if is_routed and not merged:
         refuse("num_experts", "Each token is routed to experts of its own: merge them first (merge_experts).")
+    for field in ("hidden_activation", "classifier_activation"):
+        if any(True for _ in ACT2FN[getattr(config, field)].parameters()):
+            refuse(field, "transformers loads the parameters of this activation in bfloat16.")
     for layer_type in sorted(set(config.layer_types)):
         rope_type = config.rope_parameters[layer_type]["rope_type"]
         if rope_type not in ROPE_TYPES:

@@ -69,8 +69,8 @@ def sizes_table(facts: dict, config: ModernALBERTConfig) -> str:
         "hidden size, heads": f"{config.hidden_size}, {config.num_attention_heads}",
         "layers = groups x depth": f"{config.num_hidden_layers} = {config.num_groups} x {config.group_depth}",
         "FFN, MoL FFN": f"{config.intermediate_size}, {config.ffn_width(config.modulated_groups[0])}",
-        "experts": f"{config.num_experts} of rank {config.lora_rank}, {config.num_experts_per_tok} per token, in groups "
-        f"{', '.join(map(str, groups))} (from 1)",
+        "experts": f"{config.num_experts} of rank {config.lora_rank}, {config.num_experts_per_tok} per token, "
+        f"in groups {', '.join(map(str, groups))} (from 1)",
         "teacher": facts["teacher"],
         "weights": f"stored in {facts['stored_dtype']}" if facts["stored_dtype"] else "none yet",
     }

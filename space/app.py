@@ -185,9 +185,10 @@ def build_page(demo: Demo) -> gradio.Blocks:
             f"each token chooses {demo.routed.config.num_experts_per_tok} of {demo.routed.config.num_experts} experts."
         )
         with gradio.Tab("Experts"):
-            sentence = gradio.Textbox("The bank by the river raised its interest rates.", label="A sentence")
+            example = "The bank by the river raised its interest rates."
+            sentence = gradio.Textbox(example, label="A sentence")
             button = gradio.Button("Show the experts", variant="primary", elem_id="show-experts")
-            routing = gradio.HTML(elem_id="routing")
+            routing = gradio.HTML(demo.show_routing(example), elem_id="routing")
             gradio.on([button.click, sentence.submit], demo.show_routing, sentence, routing)
         with gradio.Tab("Fill a mask"):
             masked = gradio.Textbox(
@@ -212,7 +213,6 @@ def build_page(demo: Demo) -> gradio.Blocks:
             button = gradio.Button("Compare", variant="primary", elem_id="compare")
             pairs = gradio.Dataframe(headers=["cosine", "sentence", "sentence "], wrap=True, elem_id="pairs")
             button.click(demo.compare, sentences, pairs)
-        page.load(demo.show_routing, sentence, routing)
     return page
 
 

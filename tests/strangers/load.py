@@ -35,6 +35,9 @@ with torch.no_grad():
     if os.path.isdir(place("modernbert")):
         model = transformers.AutoModelForMaskedLM.from_pretrained(place("modernbert")).eval()
         check("merged", model(ids).logits)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place("modernbert"))
+        assert tokenizer("A film.", return_tensors="pt").keys() == {"input_ids", "attention_mask"}
+        assert tokenizer("A film.")["input_ids"] == expected["tokens"].tolist()
     if os.path.isdir(place("hub")):
         model = transformers.AutoModelForMaskedLM.from_pretrained(place("hub"), trust_remote_code=True).eval()
         check("routed", model(ids).logits)

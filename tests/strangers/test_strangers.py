@@ -53,18 +53,19 @@ def run_stranger(python: Path, outputs: Path, home: Path) -> subprocess.Complete
     return subprocess.run([python, LOAD, outputs], env=environment, cwd=home, capture_output=True, text=True)
 
 
-def write_outputs(folder: Path, kinds: tuple[str, ...]) -> None:
+def write_outputs(folder: Path, kinds: tuple[str, ...], tokenizer) -> None:
     layers = ["full_attention", "sliding_attention", "sliding_attention"] * 2
-    model = tiny_model(ModernALBERTForMaskedLM, skip_first_attn_norm=True, layer_types=layers, std=0.1)
+    model = tiny_model(ModernALBERTForMaskedLM, skip_first_attn_norm=True, layer_types=layers, vocab_size=30522)
     report = merge_experts(model, weights="ema")
     ids = torch.arange(3, 39).view(2, 18)
     with torch.no_grad():
-        expected = {"ids": ids, "routed": model(ids).logits, "merged": report.model(ids).logits}
+        tokens = torch.tensor(tokenizer("A film.")["input_ids"])
+        expected = {"tokens": tokens, "ids": ids, "routed": model(ids).logits, "merged": report.model(ids).logits}
     folder.mkdir()
     save_file(expected, folder / "expected.safetensors")
     writers = {
-        "hub": lambda place: export_to_hub_folder(model, None, place),
-        "modernbert": lambda place: export_to_hub_folder(to_modernbert(report.model), None, place),
+        "hub": lambda place: export_to_hub_folder(model, tokenizer, place),
+        "modernbert": lambda place: export_to_hub_folder(to_modernbert(report.model), tokenizer, place),
         "merge": report.save,
     }
     for kind in kinds:
@@ -72,9 +73,9 @@ def write_outputs(folder: Path, kinds: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_outputs_load_without_this_package(tmp_path, name):
+def test_outputs_load_without_this_package(tmp_path, name, nano_tokenizer):
     packages, kinds = ENVIRONMENTS[name]
-    write_outputs(tmp_path / "outputs", kinds)
+    write_outputs(tmp_path / "outputs", kinds, nano_tokenizer)
     python = make_environment(tmp_path / "venv", packages)
     done = run_stranger(python, tmp_path / "outputs", tmp_path / "home")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -84,8 +85,8 @@ def test_outputs_load_without_this_package(tmp_path, name):
             assert package.replace("==", " ") in done.stdout
 
 
-def test_too_old_a_transformers_gets_one_sentence(tmp_path):
-    write_outputs(tmp_path / "outputs", ("hub",))
+def test_too_old_a_transformers_gets_one_sentence(tmp_path, nano_tokenizer):
+    write_outputs(tmp_path / "outputs", ("hub",), nano_tokenizer)
     python = make_environment(tmp_path / "venv", ["transformers==5.16.0"])
     done = run_stranger(python, tmp_path / "outputs", tmp_path / "home")
     assert done.returncode != 0
