@@ -41,6 +41,7 @@ HIGH_TOKEN_DEPENDENCE = 0.5
 PATIENCE = 2
 # Steps between measurements where nothing is logged by steps.
 DEFAULT_INTERVAL = 50
+TUNER_OBSERVER = "modernalbert.tuner.observer"
 
 
 class RoutedModel(NamedTuple):
@@ -314,15 +315,13 @@ def find_routed_models(model: nn.Module) -> list[RoutedModel]:
 
 
 def adapted_models(model: nn.Module) -> Iterator[RoutedModel]:
-    """The models that a `RoutingObserver` listens to, with the layers of their active adapter."""
-    if not any("mol_config" in module.__dict__ for module in model.modules()):
-        return  # peft may not be installed
-    from modernalbert.tuner.observer import RoutingObserver, mol_layers
-
+    """The models whose forwards the tuner observes, with the layers of their active adapter."""
     for module in model.modules():
-        hooks = module._forward_hooks.values()
-        if not any(isinstance(getattr(hook, "__self__", None), RoutingObserver) for hook in hooks):
+        # By where the hook comes from: without adapters the tuner, and peft, need not be there.
+        if not any(getattr(hook, "__module__", None) == TUNER_OBSERVER for hook in module._forward_hooks.values()):
             continue
+        from modernalbert.tuner.observer import mol_layers
+
         names, experts_per_tok = [], 1
         for name, layer in mol_layers(module):
             for adapter in layer.active_adapters:
