@@ -63,6 +63,9 @@ class ExpertFactor(nn.Module):
     def __init__(self, *shape: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
+        # peft's policy for FSDP wraps what has a trainable weight and no child, to gather it for its own forward; a
+        # factor has none, and belongs to what holds the layer.
+        self.no_leaf = nn.Identity()
 
     def extra_repr(self) -> str:
         return f"shape={tuple(self.weight.shape)}"
@@ -422,8 +425,8 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         else:
             if config.is_routed:
                 experts = concatenate_experts(experts, self._mixing_weights(name))
-            weights = tokens.new_ones(len(tokens), 1)
-            index = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
+            weights = torch.ones_like(tokens[:, :1])  # no lengths as numbers: a trace would keep them
+            index = torch.zeros_like(weights, dtype=torch.long)
         dropout = config.lora_dropout if self.training else 0.0
         inputs = nn.functional.dropout(tokens.to(experts.A_in.dtype), dropout)
         low_rank = nn.functional.linear(inputs, experts.A_in.flatten(0, 1))

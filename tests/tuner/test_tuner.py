@@ -193,6 +193,22 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_changes_nothing(name,
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_logits_of_a_batch_cut_into_blocks_have_its_shape():
+    model = adapt(family("llama"))
+    ids = torch.randint(3, 99, (8, 96))
+    with torch.no_grad():
+        router_logits = model(input_ids=ids, output_router_logits=True).router_logits
+        alone = model(input_ids=ids[2:3], output_router_logits=True).router_logits
+    for logits, row in zip(router_logits, alone):
+        assert logits.shape == (8, 96, 4)
+        torch.testing.assert_close(logits[2:3], row, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_have_the_widths_of_their_ffn():
+    layer = next(layer for _, layer in mol_layers(adapt(family("bert"))))
+    assert (layer.in_features, layer.width, layer.out_features) == (32, 48, 32)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["bert", "distilbert", "llama", "modernbert"])
 def test_long_batches_give_each_row_what_it_gets_alone(name):
@@ -340,6 +356,40 @@ def test_it_compiles_whole(name):
     expected = main_output(model(**inputs))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(main_output(compiled(**inputs)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", ["token", "ema", "uniform"])
+@pytest.mark.parametrize("name", ["bert", "modernalbert"])
+def test_traced_and_exported_it_is_the_same_for_other_sizes(name, mixing):
+    base = family(name)
+    base.config.return_dict = False
+    model = adapt(base, expert_mixing=mixing).base_model.model
+    ids = torch.randint(3, 90, (2, 7))
+    batch = ids, torch.ones_like(ids)
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=128)}
+    with torch.no_grad():
+        traced = torch.jit.trace(model, batch, check_trace=False)
+        exported = torch.export.export(model, batch, dynamic_shapes=(sizes, sizes), strict=False).module()
+        for shape in ((2, 7), (5, 33), (9, 80)):  # the last would be cut into blocks
+            ids = torch.randint(3, 90, shape)
+            expected = model(ids, torch.ones_like(ids))[0]
+            for graph in (traced, exported):
+                torch.testing.assert_close(graph(ids, torch.ones_like(ids))[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_training_has_the_losses_and_statistics_of_eager_training():
+    model = adapt(t.BertForSequenceClassification(family("bert").config), router_aux_loss_coef=0.5).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    twin = copy.deepcopy(model)
+    batch = {"input_ids": torch.randint(3, 90, (4, 9)), "labels": torch.tensor([0, 1, 0, 1])}
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(**batch).loss, twin(**batch).loss)
+    for usage, expected in zip(model.base_model.expert_usage().values(), twin.base_model.expert_usage().values()):
+        torch.testing.assert_close(usage, expected)
+        assert usage.std() > 0
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,23 @@ def assert_it_is_the_rounded_model(quantised, tolerance: float) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
+def test_dynamic_int8_of_torch_runs_and_is_not_merged_into():
+    base = llama()
+    quantised = torch.ao.quantization.quantize_dynamic(base, {torch.nn.Linear}, dtype=torch.qint8)
+    outputs = []
+    for model in (base, quantised):
+        torch.manual_seed(1)
+        adapted = get_peft_model(model, MoLConfig(r=4, num_experts=4, init_weights=False)).eval()
+        with torch.no_grad():
+            outputs.append(adapted(input_ids=IDS).logits)
+            with adapted.disable_adapter():
+                assert (adapted(input_ids=IDS).logits - outputs[-1]).abs().max() > 0.01
+    # It rounds activations, too, and tokens near a tie go to other experts.
+    assert (outputs[1] - outputs[0]).norm() / outputs[0].norm() < 0.3
+    with pytest.raises(ValueError, match="is quantised: load the base model in floating point"):
+        adapted.merge_and_unload()
+
+
 def test_int8_weights_of_torchao():
     quantization = pytest.importorskip("torchao.quantization")
     base = llama()
