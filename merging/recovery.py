@@ -22,7 +22,7 @@ from torch import nn
 from modernalbert.merging.ffn_recorder import with_progress
 
 
-# Chosen on the shipped checkpoint: half of it learns more slowly, three times as much is unsteady.
+# Of the size that LoRAs are trained with.
 LEARNING_RATE = 1e-3
 
 
