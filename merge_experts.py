@@ -78,7 +78,7 @@ def merge_experts(
         recover_steps: Afterwards train the merged experts for so many steps to give the routed model's outputs on the
             calibration batches (`merging/recovery.py`). Nothing else is trained, so that the result is still a LoRA on
             the model without experts.
-        recover_learning_rate: None = 1e-3.
+        recover_learning_rate: None = 3e-4.
 
     Returns:
         A MergeReport; its `model` is the merged one, in evaluation mode.

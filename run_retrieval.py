@@ -65,6 +65,7 @@ import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, error_message, explain_loading
 from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
 from modernalbert.evaluation.retrieval import (
@@ -544,6 +545,8 @@ def merge_and_evaluate(
     folder = report.save(Path(training_arguments.output_dir) / "merged", tokenizer=model.tokenizer)
     # Both models are sentence-transformers folders too; the card is the report.
     merged.save_pretrained(str(folder / "folded"), create_model_card=False)
+    for file in (folder / "folded").glob("**/*.safetensors"):
+        set_default_mode(file)
     copy_modules(folder / "folded", folder / "base")
 
 

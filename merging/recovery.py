@@ -22,8 +22,8 @@ from torch import nn
 from modernalbert.merging.ffn_recorder import with_progress
 
 
-# Chosen on the shipped checkpoint: half of it learns more slowly, three times as much is unsteady.
-LEARNING_RATE = 1e-3
+# On the shipped checkpoint, 48 batches of 8 sentences: a held-out KL of 0.0052 falls to 0.0026, with 1e-3 to 0.0038.
+LEARNING_RATE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RecoverySettings:
     """
     Attributes:
         steps: Optimizer steps, one batch each; 0 = no recovery.
-        learning_rate: AdamW's, falling linearly to 0; None = 1e-3.
+        learning_rate: AdamW's, falling linearly to 0; None = 3e-4.
     """
 
     steps: int = 0

@@ -215,6 +215,13 @@ def merge_adapter(
         )
     check_plain_weights(model)
     source = AdapterExperts(model.base_model, model.active_adapter)
+    for name, layer in source.layers.items():
+        for projection in (*layer.input_projections, layer.output_projection):
+            if not isinstance(getattr(projection, "weight", None), nn.Parameter):
+                raise ValueError(
+                    f"{name} has a {type(projection).__name__}, which is quantised: load the base in floating point to "
+                    "fold an adapter into it."
+                )
     try:
         report = merge_layers(source, weights, method, settings, calibration, measure_on, recovery)
     finally:

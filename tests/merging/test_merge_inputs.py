@@ -23,12 +23,10 @@ def with_lora(target):
     return model
 
 
-def quantised():
+def quantised(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(
-            tiny_model(ModernALBERTModel), {torch.nn.Linear}, dtype=torch.qint8
-        )
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def with_another_head():
@@ -48,7 +46,11 @@ def with_mol_adapter():
     [
         (lambda: with_lora("Wqkv"), rf"groups\.0\.attn\.Wqkv\.lora_A\.default\.weight.*: {MERGE_FIRST}"),
         (lambda: with_lora("Wi"), rf"groups\.0\.mlp\.Wi\.lora_A\.default\.weight.*: {MERGE_FIRST}"),
-        (quantised, rf"groups\.0\.attn\.Wqkv\..*: {MERGE_FIRST}"),
+        (
+            lambda: get_peft_model(quantised(family("llama")), MoLConfig()),
+            "has a Linear, which is quantised: load the base",
+        ),
+        (lambda: quantised(tiny_model(ModernALBERTModel)), rf"groups\.0\.attn\.Wqkv\..*: {MERGE_FIRST}"),
         (with_another_head, "the merged model would lose classifier.weight, classifier.bias"),
         (lambda: tiny_model(ModernALBERTModel).to("meta"), "weight is not in memory"),
         (lambda: tiny_model(ModernALBERTModel).to(torch.float8_e4m3fn), "is Tensor of torch.float8_e4m3fn"),

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from small_models import REPOSITORY, run_command, tiny_model
@@ -155,6 +155,16 @@ def test_a_base_whose_weights_would_be_random_is_refused(tmp_path, monkeypatch, 
     words = ("--model_name_or_path", tmp_path / "base", "--adapter_name_or_path", tmp_path / "adapter")
     code, _, error = run_command(monkeypatch, capsys, command, *words, "--output_dir", tmp_path / "out")
     assert code == 2 and "has no classifier.bias, classifier.weight" in error and "would be random" in error, error
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path, monkeypatch, capsys):
+    tiny_model(ModernALBERTModel).save_pretrained(tmp_path / "model")
+    state = load_file(tmp_path / "model/model.safetensors")
+    del state["groups.1.mlp.Wi.weight"]
+    save_file(state, tmp_path / "model/model.safetensors", {"format": "pt"})
+    places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
+    code, _, error = run_command(monkeypatch, capsys, command, *places)
+    assert code == 2 and "it has no groups.1.mlp.Wi.weight, which would be random" in error, error
 
 
 def test_recovery_by_the_command(tmp_path, nano_tokenizer, monkeypatch, capsys):

@@ -47,7 +47,7 @@ def test_recovery_lowers_its_loss_and_trains_the_merged_experts_alone(model_clas
     batch = {"input_ids": IDS, "attention_mask": MASK} | batch
     text = [{name: value for name, value in batch.items() if value is not None}] * 3
     plain = merge_experts(model, "uniform", calibration=text)
-    report = merge_experts(model, "uniform", calibration=text, recover_steps=15)
+    report = merge_experts(model, "uniform", calibration=text, recover_steps=15, recover_learning_rate=1e-3)
     assert report.recovery.steps == 15 and report.recovery.loss == loss
     assert 0 < report.recovery.loss_after < 0.8 * report.recovery.loss_before
     after = model.state_dict()
