@@ -278,7 +278,7 @@ def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -
 
 
 def read_training_source(data: DataArguments) -> tuple[Dataset, list[str] | None]:
-    """Read the rows of --train_file or --train_folder, and the documents to find negatives in where those are wanted."""
+    """Read the rows of --train_file or --train_folder, and the documents to look for negatives in."""
     if data.train_file is not None:
         return read_row_file(data.train_file), None
     train = load_retrieval_set(data.train_folder, data.train_split)
