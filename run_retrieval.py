@@ -275,18 +275,22 @@ def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -
 # --- training rows ---------------------------------------------------------------------------------------------------
 
 
+def read_training_source(data: DataArguments) -> tuple[Dataset, list[str] | None]:
+    """Read the rows of --train_file or --train_folder, and the documents to look for negatives in."""
+    if data.train_file is not None:
+        return read_row_file(data.train_file), None
+    train = load_retrieval_set(data.train_folder, data.train_split)
+    documents = None
+    if data.mine_hard_negatives:
+        documents = [text for text in train.corpus.texts(range(len(train.corpus))) if text]
+    return pairs_of(train), documents
+
+
 def training_rows(
     data: DataArguments, model: SentenceTransformer, arguments: RetrievalModelArguments, batch_size: int
 ) -> Dataset:
     """Read the training rows, with negatives mined and a teacher's scores where they are asked for."""
-    documents = None
-    if data.train_file is not None:
-        rows = read_row_file(data.train_file)
-    else:
-        train = load_retrieval_set(data.train_folder, data.train_split)
-        rows = pairs_of(train)
-        if data.mine_hard_negatives:
-            documents = [text for text in train.corpus.texts(range(len(train.corpus))) if text]
+    rows, documents = read_training_source(data)
     if data.max_train_samples is not None:
         rows = rows.select(range(min(data.max_train_samples, len(rows))))
     teacher = None
@@ -569,6 +573,8 @@ def run(
         load_retrieval_set(name, data_arguments.evaluation_split, data_arguments.max_eval_samples)
         for name in data_arguments.evaluation_folders
     ]
+    if training_arguments.do_train and not (folder / TRAIN_ROWS).is_file():
+        read_training_source(data_arguments)  # so that what cannot be read is said before anything is written
     set_seed(training_arguments.seed)
     model = load_encoder(model_arguments, data_arguments.max_seq_length)
     width = model.get_embedding_dimension()
