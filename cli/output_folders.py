@@ -14,6 +14,7 @@
 """Output folders that are whole or absent."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import tempfile
@@ -44,12 +45,12 @@ def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Pa
         yield temporary
         for path in (temporary, *temporary.rglob("*")):
             set_default_mode(path)
-        old = None
-        if folder.exists():
+        if not folder.exists():
+            os.replace(temporary, folder)
+        elif not _exchange(temporary, folder):
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             os.replace(folder, old)
-        os.replace(temporary, folder)
-        if old is not None:
+            os.replace(temporary, folder)
             shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,6 +77,20 @@ def check_replaceable(folder: str | Path, replaceable: Sequence[str]) -> None:
     for entry in sorted(folder.iterdir()):
         if not any(entry.match(pattern) for pattern in replaceable):
             raise UserError(f"{folder}: the output folder is not empty, and {entry.name} in it is no earlier output.")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """
+    Swap two folders in one step, so that a process killed at any moment leaves one of them in either place.
+
+    Returns whether that was done: Linux alone has the call, and not on every file system.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ Each environment is made by `python -m venv` and pip; torch is taken from the en
 import re
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
     """A virtual environment with those packages and this one's torch; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    (site_packages / "torch_of_the_tests.pth").write_text(sysconfig.get_paths()["purelib"])
+    (site_packages / "torch_of_the_tests.pth").write_text(str(Path(torch.__file__).parents[1]))
     python = folder / "bin/python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
     done = subprocess.run(install, capture_output=True, text=True)
