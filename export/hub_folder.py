@@ -185,9 +185,12 @@ def load_model(
         config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
         model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
+            # What does not fit is refused here, by name: the library's message names no tensor.
             model, found = model_class.from_pretrained(
-                name_or_path, revision=revision, dtype=dtype, output_loading_info=True
+                name_or_path, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            for name, shape, expected in sorted(found["mismatched_keys"]):
+                raise ValueError(f"{name} has shape {tuple(shape)}, its configuration asks for {tuple(expected)}.")
             absent = sorted(found["missing_keys"] & {name for name, _ in model.named_parameters()})
             if absent:
                 raise ValueError(f"it has no {', '.join(absent[:3])}, which would be random.")

@@ -200,7 +200,7 @@ def _merged_ffn(
         experts = Experts(*(factor[row : row + 1].double() for factor in factors), scaling=mlp.scaling)
         weights = Wi.new_ones(1)
     else:
-        experts, weights = mlp.experts, mlp.mixing_weights().double()
+        experts, weights = mlp.experts, mlp.get_expert_weights().double()
         experts = Experts(*(factor.double() for factor in experts[:4]), scaling=experts.scaling)
     lora = concatenate_experts(experts, weights)
     return Wi + lora.B_in[0] @ lora.A_in[0], Wo + lora.B_out[0] @ lora.A_out[0]

@@ -526,8 +526,9 @@ def test_a_configuration_that_asks_for_tuples(model_class):
 
 
 def test_gradients_of_the_uses_of_a_group_add_up():
-    shared = tiny_model(ModernALBERTModel, torch.float64)
-    unshared = tiny_model(ModernALBERTModel, torch.float64, group_depth=1, mol_groups=[2, 3, 4, 5])
+    with_all_norms = {"skip_first_attn_norm": False}
+    shared = tiny_model(ModernALBERTModel, torch.float64, **with_all_norms)
+    unshared = tiny_model(ModernALBERTModel, torch.float64, group_depth=1, mol_groups=[2, 3, 4, 5], **with_all_norms)
     state = shared.state_dict()
     for name in unshared.state_dict():
         if name.startswith("groups."):

@@ -250,7 +250,7 @@ def test_routers_are_balanced_whatever_the_loss(workplace, tmp_path, loss):
 
 def test_first_dimensions_are_trained_and_measured(retrieval, workplace, tmp_path):
     results = retrieval(matryoshka_dims=[32, 4])
-    assert results["dim4_set_ndcg_at_10"] > 0.6 and "dim32_set_ndcg_at_10" not in results
+    assert results["dim4_set_ndcg_at_10"] > 0.5 and "dim32_set_ndcg_at_10" not in results
     model = SentenceTransformer(str(tmp_path / "out"), device="cpu", truncate_dim=4)
     data = load_retrieval_set(str(workplace / "set"), "test")
     found = rank(model, data, tmp_path, 4)[None][1][:, 0]

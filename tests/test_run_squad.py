@@ -117,14 +117,14 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(command, workplace):
 
 
 def test_two_processes_predict_as_one(command, workplace):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "run_squad.py")]
-    command += ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "two", "--use_cpu", "True"]
-    command += ["--train_file", workplace / "train.json", "--validation_file", workplace / "validation.json"]
-    command += ["--num_train_epochs", 1, "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 3]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "run_squad.py")]
+    launch += ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "two", "--use_cpu", "True"]
+    launch += ["--train_file", workplace / "train.json", "--validation_file", workplace / "validation.json"]
+    launch += ["--num_train_epochs", 1, "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 3]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(workplace / "cache")}
-    command = [*map(str, command), *map(str, SMALL_WINDOWS)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    launch = [*map(str, launch), *map(str, SMALL_WINDOWS)]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     two = json.loads((workplace / "two/all_results.json").read_text())
     arguments = ["--model_name_or_path", workplace / "two", "--no_do_train", "--per_device_eval_batch_size", 7]

@@ -146,7 +146,7 @@ def summarise_routing(
 
 def sum_over_processes(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """Each tensor summed over the processes of the run, in one communication."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not tensors or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return list(tensors)
     sums = torch.cat([tensor.flatten() for tensor in tensors])
     torch.distributed.all_reduce(sums)

@@ -18,7 +18,7 @@ from modernalbert.data.glue_tasks import GLUE_TASKS
 from modernalbert.finetuning.glue_recipes import RECIPES, apply_recipe
 from modernalbert.finetuning.glue_submission import SUBMISSION_FILES, write_submission
 from modernalbert.finetuning.glue_suite import Run, as_markdown, run_suite, table_rows
-from modernalbert.run_glue import DataArguments, GlueTrainingArguments, ModelArguments, run_task
+from modernalbert.run_glue import DataArguments, GlueTrainingArguments, ModelArguments, run
 from modernalbert.run_glue import command as glue_command
 
 
@@ -221,14 +221,14 @@ def test_a_crash_in_one_run_does_not_end_the_suite(place):
     def crash_with_seed_1(model_arguments, data_arguments, training_arguments):
         if training_arguments.seed == 1:
             raise RuntimeError("out of luck\nand memory")
-        return run_task(model_arguments, data_arguments, training_arguments)
+        return run(model_arguments, data_arguments, training_arguments)
 
     arguments = (
         ModelArguments(str(place / "model")),
         DataArguments(task_name="rte", data_dir=str(place / "rows"), seeds=[1, 2]),
         GlueTrainingArguments(str(place / "out"), use_cpu=True, num_train_epochs=1, disable_tqdm=True),
     )
-    with pytest.raises(UserError, match=r"1 of 2 runs failed \(rte with seed 1: out of luck\)"):
+    with pytest.raises(UserError, match=r"1 of 2 runs failed \(rte with seed 1: out of luck and memory\)"):
         run_suite(crash_with_seed_1, *arguments, "run_glue.py")
     assert rows_of(place)["rows/rte", "model", "accuracy"]["seeds"] == [2]
 
