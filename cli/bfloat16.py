@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How much slower a device multiplies in bfloat16 than in float32, measured before it is used."""
+"""Measure how much slower a device multiplies in bfloat16 than in float32, before bfloat16 is used."""
 
 import logging
 import time

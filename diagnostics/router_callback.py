@@ -281,7 +281,7 @@ class RouterCallback(TrainerCallback):
             )
 
     def _lasts(self, kind: str, is_so: bool) -> bool:
-        """Whether something was so in the last `PATIENCE` measurements."""
+        """Return whether something was so in the last `PATIENCE` measurements."""
         self._counts[kind] = self._counts.get(kind, 0) + 1 if is_so else 0
         return self._counts[kind] >= PATIENCE
 

@@ -418,7 +418,7 @@ class Corpus:
             yield " ".join(kept)
 
     def copied(self, words: list[list[str]]) -> set[int]:
-        """Which sentences of a document share words with what is excluded, on their own or with their neighbours."""
+        """Find the sentences of a document that share words with what is excluded, alone or with their neighbours."""
         short = (i for i, sentence in enumerate(words) if len(sentence) < SHINGLE)
         copied = {i for i in short if not self.excluded.isdisjoint(shingles(words[i]))}
         owners = [i for i, sentence in enumerate(words) for _ in sentence]
@@ -469,7 +469,7 @@ def build(output: Path, downloads: Path, excluded: set[int], prose: dict[str, Pa
 
 
 def count_tokens(file: Path) -> int:
-    """How many tokens nano's tokenizer makes of a written source, special ones aside."""
+    """Count the tokens that nano's tokenizer makes of a written source, special ones aside."""
     tokenizer, total = Tokenizer.from_file(str(TOKENIZER)), 0
     with open(file, encoding="utf-8") as lines:
         while batch := list(islice(lines, 1000)):
@@ -479,7 +479,7 @@ def count_tokens(file: Path) -> int:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a text is for validation: by its words alone, so that no copy of it is for training."""
+    """Return whether a text is for validation: by its words alone, so that no copy of it is for training."""
     return draw("validation " + " ".join(words_of(text)), VALIDATION_EVERY) == 0
 
 

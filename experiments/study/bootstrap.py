@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether 0 is outside."""
+        """Return whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
 
