@@ -316,17 +316,22 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 
 class TakeRows(torch.autograd.Function):
-    """x (n, ...) -> x[rows], for rows that differ. The gradient is put in place, not added: several times as fast."""
+    """
+    x (n, ...) -> x[rows]. The gradient is put in place, not added: several times as fast.
+
+    The first `num_distinct` rows differ; None = all of them. Rows after these get no gradient.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, rows: torch.Tensor, num_distinct: int | None = None) -> torch.Tensor:
         ctx.save_for_backward(rows)
-        ctx.num_rows = x.shape[0]
+        ctx.num_rows, ctx.num_distinct = x.shape[0], num_distinct
         return x.index_select(0, rows)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        return PutRows.apply(gradient, ctx.saved_tensors[0], ctx.num_rows), None
+        rows = slice(ctx.num_distinct)
+        return PutRows.apply(gradient[rows], ctx.saved_tensors[0][rows], ctx.num_rows), None, None
 
 
 class PutRows(torch.autograd.Function):
@@ -370,8 +375,28 @@ class Bucket(NamedTuple):
         return x.unsqueeze(0)
 
 
+def compiles_each_shape(device: torch.device, dtype: torch.dtype) -> bool:
+    """
+    Whether products of this dtype, or of autocast's, are by kernels that are compiled for every new shape.
+
+    So it is in half precision on a CPU, where oneDNN takes as long for that as for the product itself, and where an odd
+    number of rows halves the speed of a weight's gradient (measured: docs/performance.md).
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return device.type == "cpu" and dtype in (torch.float16, torch.bfloat16)
+
+
+def round_up_rows(num_rows: int) -> int:
+    """The next of few numbers of rows, at most a sixteenth more (or 7): for `compiles_each_shape`."""
+    step = max(8, 1 << max(0, num_rows.bit_length() - 5))
+    return -(-num_rows // step) * step
+
+
 # Share of a bucket that may be padding.
 BUCKET_PADDING = 0.25
+# Share of a batch that may be padding where it stays as it is because attention would gain nothing.
+MAX_KEPT_PADDING = 1 / 16
 
 
 def batches_by_length(lengths: Sequence[int], max_padding: float = BUCKET_PADDING) -> list[list[int]]:
@@ -431,6 +456,14 @@ class TokenSpans(NamedTuple):
     def flash_arguments(self) -> dict:
         """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
         return flash_boundaries(nn.functional.pad(self.firsts, (0, 1), value=len(self.places)))
+
+    def pays(self, shape: torch.Size) -> bool:
+        """Whether the tokens by themselves, in buckets, are less work than the batch (batch, sequence) as it is."""
+        if len(self.places) < (1 - MAX_KEPT_PADDING) * shape.numel():
+            return True
+        groups = batches_by_length(self.lengths.tolist())
+        scores = sum(len(group) * int(self.lengths[group].max()) ** 2 for group in groups)
+        return scores < shape.numel() * shape[1]
 
     def refuse_holes(self, config: ModernALBERTConfig, is_packed: bool) -> None:
         """Raise a ValueError for padding inside a sequence, which flash attention closes up, where that is wrong."""
@@ -506,7 +539,9 @@ class TokenLayout:
     Attributes:
         shape: (batch, sequence).
         real: (batch, sequence) booleans, false for padding; None = no padding is known of.
-        places: (T,) where in the flattened batch the tokens come from; None = the batch stays as it is.
+        places: (T,) where in the flattened batch the tokens come from; None = the batch stays as it is. Where
+            `compiles_each_shape`, the first place is repeated at the end, up to `round_up_rows`.
+        num_tokens: The T places that differ; None = the batch stays as it is.
         position_embeddings: Cosines and sines by layer type, for the tokens as they lie.
         masks: By layer type, for the batch as it is.
         buckets: Of the T tokens, in their order; None = attention takes the tokens as they lie.
@@ -516,6 +551,7 @@ class TokenLayout:
     shape: tuple[int, int]
     real: torch.Tensor | None
     places: torch.Tensor | None
+    num_tokens: int | None
     position_embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]]
     masks: dict
     buckets: list[Bucket] | None
@@ -537,7 +573,8 @@ class TokenLayout:
             attention_mask, position_ids: As in `ModernALBERTModel.forward`.
             dtype: Of the token states.
             keep_batch: The batch is to stay as it is. So it does, too, while a graph is traced, for which the number of
-                tokens would be a constant; with a prepared mask; and where it is full of sequences of its own length.
+                tokens would be a constant; with a prepared mask; and, on a CPU, where it is nearly full and buckets
+                would have no fewer attention scores.
         """
         shape, device = inputs.shape[:2], inputs.device
         check_attention_mask(config, shape, attention_mask)
@@ -559,6 +596,7 @@ class TokenLayout:
             if is_flash:
                 spans.refuse_holes(config, is_packed=sequences is not None)
         splits = device.type == "cpu" and config._attn_implementation in ("eager", "sdpa")
+        keep_batch = keep_batch or (splits and spans is not None and not spans.pays(shape))
         masks, buckets, arguments = dict.fromkeys(set(config.layer_types)), None, {}
         if keep_batch or spans is None or (real is None and not is_flash and not splits):
             places = None
@@ -575,27 +613,36 @@ class TokenLayout:
         else:
             places = spans.places
             buckets = [Bucket(len(places), shape, places, build_masks(config, shape, dtype, device, real, sequences))]
+        num_tokens = None
         if places is not None:
+            num_tokens = len(places)
+            if compiles_each_shape(device, dtype):
+                places = torch.cat([places, places[:1].expand(round_up_rows(num_tokens) - num_tokens)])
             position_ids = position_ids.expand(shape).flatten()[places].unsqueeze(0)
         rotary = {name: rotary_embedding(config, position_ids, name, dtype) for name in set(config.layer_types)}
-        return cls(shape, real, places, rotary, masks, buckets, arguments)
+        return cls(shape, real, places, num_tokens, rotary, masks, buckets, arguments)
 
     def pack(self, x: torch.Tensor | None) -> torch.Tensor | None:
         """(batch, sequence, ...) -> as the tokens lie while the layers run."""
         if x is None or self.places is None:
             return x
-        return TakeRows.apply(x.flatten(0, 1), self.places).unsqueeze(0)
+        return TakeRows.apply(x.flatten(0, 1), self.places, self.num_tokens).unsqueeze(0)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """As the tokens lie -> (batch, sequence, ...), zero at padding: the same is returned from every layout."""
         if self.places is not None:
-            return PutRows.apply(x.squeeze(0), self.places, self.shape.numel()).unflatten(0, self.shape)
+            tokens = slice(self.num_tokens)
+            return PutRows.apply(x[0, tokens], self.places[tokens], self.shape.numel()).unflatten(0, self.shape)
         return x if self.real is None else x.masked_fill(~self.real.to(x.device).unsqueeze(-1), 0)
 
     @property
     def routed_tokens(self) -> torch.Tensor | None:
         """Booleans over the tokens as they lie, true for those that count in routing; None = all."""
-        return self.real if self.places is None else None
+        if self.places is None:
+            return self.real
+        if self.num_tokens == len(self.places):
+            return None
+        return (torch.arange(len(self.places), device=self.places.device) < self.num_tokens).unsqueeze(0)
 
 
 # --- the encoder -----------------------------------------------------------------------------------------------------
@@ -690,7 +737,7 @@ class ModernALBERTAttention(nn.Module):
         """
         (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
 
-        With `buckets` the states are (1, T, d), and the buckets have the masks.
+        With `buckets` the states are (1, T, d), and the buckets have the masks; tokens after theirs attend to nothing.
         """
         batch_and_sequence = hidden_states.shape[:-1]
         qkv = self.Wqkv(hidden_states).view(*batch_and_sequence, 3, -1, self.head_size)
@@ -700,9 +747,13 @@ class ModernALBERTAttention(nn.Module):
             context, weights = self.attend(query_and_key, value, attention_mask, layer_type, **kwargs)
         else:
             sizes, contexts, weights = [bucket.num_tokens for bucket in buckets], [], None
+            num_repeated = query_and_key.shape[1] - sum(sizes)
+            sizes.append(num_repeated)
             for bucket, *tokens in zip(buckets, query_and_key.split(sizes, dim=1), value.split(sizes, dim=1)):
                 padded, _ = self.attend(*map(bucket.pad, tokens), bucket.masks[layer_type], layer_type, **kwargs)
                 contexts.append(bucket.unpad(padded))
+            if num_repeated:
+                contexts.append(contexts[0].new_zeros(1, num_repeated, *contexts[0].shape[2:]))
             context = torch.cat(contexts, dim=1) if len(contexts) > 1 else contexts[0]
         return self.out_drop(self.Wo(context.reshape(*batch_and_sequence, -1))), weights
 

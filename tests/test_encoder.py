@@ -14,6 +14,7 @@ from modernalbert import (
     ModernALBERTForTokenClassification,
     ModernALBERTModel,
     MoLConfig,
+    modeling_modernalbert,
     upcycle_modernbert,
 )
 from modernalbert.modeling_modernalbert import (
@@ -21,7 +22,9 @@ from modernalbert.modeling_modernalbert import (
     TakeRows,
     TokenLayout,
     TokenSpans,
+    compiles_each_shape,
     flash_sequence_arguments,
+    round_up_rows,
     sequence_indices,
 )
 from modernalbert.upcycling.modernbert import config_from_modernbert
@@ -212,19 +215,26 @@ def layout_of(model: ModernALBERTModel, batch: dict[str, torch.Tensor]) -> Token
     return TokenLayout.build(model.config, batch["input_ids"], **arguments, dtype=model.dtype)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention, rounds_up", [("eager", False), ("sdpa", False), ("eager", True)])
 @pytest.mark.parametrize("name", mixed_lengths())
-def test_buckets_of_like_length_change_nothing(attention, name):
+def test_buckets_of_like_length_change_nothing(attention, rounds_up, name, monkeypatch):
+    monkeypatch.setattr(modeling_modernalbert, "compiles_each_shape", lambda *_: rounds_up)
     batch = mixed_lengths()[name]
-    model = tiny_model(ModernALBERTModel, torch.float64, layer_types=LOCAL_GLOBAL, attn_implementation=attention)
-    assert len(layout_of(model, batch).buckets) >= 3
-    results = []
+    # Tokens that are repeated to round up their number would change the usage of experts in training.
+    changes = {"layer_types": LOCAL_GLOBAL, "attn_implementation": attention, "router_jitter_noise": 0.0}
+    model = tiny_model(ModernALBERTModel, torch.float64, **changes).train()
+    layout = layout_of(model, batch)
+    assert len(layout.buckets) >= 3
+    assert len(layout.places) == (round_up_rows(layout.num_tokens) if rounds_up else layout.num_tokens)
+    results, start = [], {name: value.clone() for name, value in model.state_dict().items()}
     for hooks in (False, True):  # what is hooked gets the batch as it is
+        model.load_state_dict(start)
         handle = model.groups[0].register_forward_hook(lambda *_: None) if hooks else None
         model.zero_grad()
         states = model(**batch, output_hidden_states=True, output_router_logits=True)
-        (states.last_hidden_state.square().sum() + states.hidden_states[3].sin().sum()).backward()
+        (states.last_hidden_state.square().sum() + states.hidden_states[3].sin().sum() + states.aux_loss).backward()
         gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        gradients |= dict(model.named_buffers())
         results.append((states, gradients))
         if handle is not None:
             handle.remove()
@@ -263,6 +273,31 @@ def test_a_batch_without_padding_stays_as_it_is():
     mask = torch.ones_like(ids)
     mask[0, 8] = mask[1, 0] = 0
     assert [bucket.shape for bucket in layout_of(model, {"input_ids": ids, "attention_mask": mask}).buckets] == [(3, 9)]
+
+
+def test_a_batch_that_is_nearly_full_stays_as_it_is_unless_attention_gains():
+    model = tiny_model(ModernALBERTModel)
+    ids = torch.randint(3, 120, (4, 40))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = mask[2, -2:] = 0
+    layout = layout_of(model, {"input_ids": ids, "attention_mask": mask})
+    assert layout.buckets is layout.places is None
+    # Two sequences of half a row each: half the scores.
+    halves = torch.arange(20).repeat(2).expand(4, -1)
+    assert layout_of(model, {"input_ids": ids, "attention_mask": mask, "position_ids": halves}).buckets
+    mask[1, 30:] = 0
+    assert layout_of(model, {"input_ids": ids, "attention_mask": mask}).buckets
+
+
+def test_numbers_of_rows_are_few_and_hardly_larger():
+    for num_rows in (1, 8, 9, 70, 983, 4092, 4097, 100_000):
+        assert 0 <= round_up_rows(num_rows) - num_rows <= max(7, num_rows / 16)
+        assert round_up_rows(round_up_rows(num_rows)) == round_up_rows(num_rows)
+    assert len({round_up_rows(n) for n in range(1024, 2048)}) == 17
+    assert compiles_each_shape(torch.device("cpu"), torch.bfloat16)
+    assert not compiles_each_shape(torch.device("cpu"), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compiles_each_shape(torch.device("cpu"), torch.float32)
 
 
 def test_positions_are_by_place_where_padding_lies_inside_a_sequence():

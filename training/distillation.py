@@ -28,7 +28,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM, batches_by_length, sequence_indices
+from modernalbert.modeling_modernalbert import (
+    ModernALBERTForMaskedLM,
+    batches_by_length,
+    compiles_each_shape,
+    round_up_rows,
+    sequence_indices,
+)
 
 from .linear_cross_entropy import linear_cross_entropy
 
@@ -37,6 +43,8 @@ HIDDEN_LOSSES = ("cosine", "mse")
 LOGITS_POSITIONS = ("masked", "all")
 # Share of a teacher's batch that may be padding before it is split by length.
 TEACHER_PADDING = 0.25
+# Where kernels are compiled for every shape, a teacher's batches have multiples of these.
+FEW_SHAPES_SEQUENCES, FEW_SHAPES_COLUMNS = 4, 16
 # Logits (tokens times vocabulary) of the student at a time: 1 GiB in float32, of which the losses need several.
 VOCABULARY_BLOCK = 2**28
 
@@ -180,9 +188,17 @@ class Teacher:
         teacher_states = sorted({teacher for _, teacher in self.layer_map}) if self.config.hidden_weight else []
         hidden: dict[int, torch.Tensor] = {}
         pooled, logits = None, None
+        few_shapes = compiles_each_shape(ids.device, self.model.dtype)
         for members in batches_by_length(lengths.tolist(), TEACHER_PADDING):
+            longest = int(lengths[members].max())
+            if few_shapes:
+                # Sequences and columns are added up to a multiple; the same sequence gives the same outputs twice.
+                members += members[-1:] * (-len(members) % FEW_SHAPES_SEQUENCES)
+                rounded = longest + -longest % FEW_SHAPES_COLUMNS
+                if rounded <= getattr(self.model.config, "max_position_embeddings", rounded):
+                    longest = rounded
             members = torch.tensor(members, device=ids.device)
-            columns = torch.arange(int(lengths[members].max()), device=ids.device)
+            columns = torch.arange(longest, device=ids.device)
             mask = columns < lengths[members, None]
             places = (starts[members, None] + columns)[mask]
             padded = ids.new_zeros(mask.shape).masked_scatter_(mask, ids[places])
@@ -308,6 +324,7 @@ class DistilledStudent(nn.Module):
 
         last, targets = tokens(outputs.last_hidden_state), tokens(labels)
         masked = (targets != -100).nonzero().squeeze(1)
+        num_masked = len(masked)
 
         terms: dict[str, torch.Tensor] = {}
         weights = {
@@ -320,10 +337,16 @@ class DistilledStudent(nn.Module):
         distils_logits = teacher_outputs is not None and teacher_outputs.logits is not None
         everywhere = distils_logits and config.logits_positions == "all"
         if config.mlm_weight or distils_logits:
-            states, words = (last, targets) if everywhere else (last.index_select(0, masked), targets[masked])
+            states, words = last, targets
+            if not everywhere:
+                if not distils_logits and compiles_each_shape(last.device, last.dtype):
+                    # The rows added have no label.
+                    unmasked = (targets == -100).nonzero().squeeze(1)
+                    masked = torch.cat([masked, unmasked[: round_up_rows(num_masked) - num_masked]])
+                states, words = last.index_select(0, masked), targets[masked]
             sums = self.vocabulary_losses(states, words, teacher_outputs.logits if distils_logits else None)
             # A batch without a mask has no loss, but the decoder's weights are part of the graph.
-            counts = {"mlm_loss": max(1, len(masked)), "logits_loss": max(1, len(states))}
+            counts = {"mlm_loss": max(1, num_masked), "logits_loss": max(1, len(states))}
             terms |= {name: total / counts[name] for name, total in sums.items()}
         if teacher_outputs is not None and teacher_outputs.hidden_states:
             distance = cosine_distance if config.hidden_loss == "cosine" else nn.functional.mse_loss

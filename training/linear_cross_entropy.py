@@ -52,10 +52,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             for part_logits, part_states, part_words in zip(*parts):
                 torch.addmm(bias_row, part_states, rows.t(), out=part_logits)
                 log_p = part_logits.log_softmax(-1, dtype=wide)
-                total -= log_p.gather(1, part_words).sum()
+                counted = part_words >= 0
+                part_words = part_words.clamp(min=0)
+                total -= log_p.gather(1, part_words).mul_(counted).sum()
                 if needs_gradient:
                     d_logits = log_p.exp_()
                     d_logits.scatter_add_(1, part_words, d_logits.new_full(part_words.shape, -1.0))
+                    if not counted.all():
+                        d_logits *= counted
                     d_bias += d_logits.sum(0)
                     part_logits.copy_(d_logits)
             if needs_gradient:
@@ -87,7 +91,7 @@ def linear_cross_entropy(
         states: (n, e).
         weight: (V, e).
         bias: (V,) or None.
-        words: (n,), each from 0 to V - 1.
+        words: (n,), each from 0 to V - 1, or negative where a row counts for nothing.
 
     Returns:
         Scalar, 0 for n = 0.

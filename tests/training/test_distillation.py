@@ -61,8 +61,10 @@ TEACHERS = {
 }
 
 
+@pytest.mark.parametrize("few_shapes", [False, True])
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_a_teacher_answers_for_packed_sequences_as_for_each_alone(kind):
+def test_a_teacher_answers_for_packed_sequences_as_for_each_alone(kind, few_shapes, monkeypatch):
+    monkeypatch.setattr(distillation, "compiles_each_shape", lambda *_: few_shapes)
     model = TEACHERS[kind]()
     batch = packed_batch()
     config = DistillationConfig(hidden_weight=1.0, pooled_weight=1.0, logits_weight=1.0, logits_positions="all")
@@ -151,6 +153,21 @@ def test_logits_at_all_positions():
     out = DistilledStudent(student.train(False), config)(**batch, teacher_outputs=answers)
     assert out["logits_loss"].abs() < 1e-6  # a student is at no distance from itself
     assert len(answers.logits) == batch["attention_mask"].sum()
+
+
+def test_rows_added_for_few_shapes_change_no_term(monkeypatch):
+    batch = packed_batch()
+    del batch["clean_input_ids"]
+    student = tiny_model(ModernALBERTForMaskedLM, vocab_size=VOCABULARY)
+    results = []
+    for few_shapes in (False, True):
+        monkeypatch.setattr(distillation, "compiles_each_shape", lambda *_, answer=few_shapes: answer)
+        student.zero_grad()
+        out = DistilledStudent(student, DistillationConfig())(**batch)
+        out["loss"].backward()
+        results.append([out["mlm_loss"], *(parameter.grad.clone() for parameter in student.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_batch_without_masks_trains_on_the_other_terms():

@@ -36,6 +36,17 @@ def test_equals_cross_entropy_of_all_logits(num_tokens, with_bias):
         torch.testing.assert_close(ours, full, rtol=1e-10, atol=1e-10)
 
 
+def test_rows_with_a_negative_word_count_for_nothing():
+    states, weight, bias, words = make_inputs(200)
+    some = torch.arange(200) % 3 > 0
+    ours = loss_and_gradients(linear_cross_entropy, states, weight, bias, words.masked_fill(~some, -100))
+    full = loss_and_gradients(
+        lambda x, w, b, y: full_cross_entropy(x[some], w, b, y[some]), states, weight, bias, words
+    )
+    for one, other in zip(ours, full, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_no_tokens_give_no_loss_and_no_gradient():
     loss, *gradients = loss_and_gradients(linear_cross_entropy, *make_inputs(0))
     assert loss == 0
