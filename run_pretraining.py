@@ -30,12 +30,7 @@ new --output_dir and --max_steps, of which the last --decay_steps decay.
 
 import json
 import logging
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import transformers
@@ -58,21 +53,27 @@ from modernalbert.cli.errors import UserError, error_message, explain_loading
 from modernalbert.cli.errors import run as run_main
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
-from modernalbert.data.corpus import (
-    MANIFEST,
-    TokenizedCorpus,
-    check_text_files,
-    load_texts,
-    prepare_corpus,
-    tokenize_texts,
-)
-from modernalbert.data.packing import Masking, PackedRows, StreamedRows
 from modernalbert.diagnostics import RouterCallback
-from modernalbert.finetuning.arguments import BaseTrainingArguments
 from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
+from modernalbert.training.pretraining_arguments import (
+    DataArguments,
+    DistillationArguments,
+    ModelArguments,
+    PretrainingArguments,
+    check_numbers,
+    distillation_config,
+    set_schedule,
+)
+from modernalbert.training.pretraining_rows import (
+    check_sources,
+    make_masking,
+    open_corpus,
+    training_rows,
+    validation_rows,
+)
 from modernalbert.training.pretraining_trainer import PROJECTIONS_FILE, STUDENT, PretrainingTrainer
 from modernalbert.training.teacher_cache import CachedTeacher
 
@@ -86,342 +87,6 @@ SHAPE_FIELDS = (
     "num_attention_heads ffn_modulation mol_groups mol_positions num_experts lora_rank moa_bottleneck router_per_depth "
     "skip_first_attn_norm norm_bias attention_bias mlp_bias decoder_bias classifier_bias"
 ).split()
-
-
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class ModelArguments:
-    """Student and teacher."""
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The student: folder or Hub name. A folder with a configuration only starts from random weights; "
-            "upcycle.py writes one that starts from the teacher's."
-        },
-    )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the tokenizer, if it is not in the student's folder."}
-    )
-    teacher_name_or_path: str | None = field(default=None, metadata={"help": "The model to distil from."})
-    teacher_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Dtype of the teacher: float32, bfloat16, float16, or auto (bfloat16 on a GPU, float32 on a CPU)."
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention of the student: eager, sdpa, flex_attention or flash_attention_2."},
-    )
-    teacher_attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of the teacher, which reads padded sequences."}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
-
-
-@dataclass
-class DataArguments:
-    """Text, and how it is packed into rows."""
-
-    train_sources: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Files (txt, json, jsonl, also with .gz or .xz, and parquet) or Hub data sets as "
-            "name[:config[:split]]. Each is a source."
-        },
-    )
-    source_weights: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Share of each source in the tokens, or in the texts with --streaming. Default: by size, or even "
-            "with --streaming."
-        },
-    )
-    validation_file: str | None = field(default=None, metadata={"help": "A file of held-out text to evaluate on."})
-    text_column: str = field(
-        default="text", metadata={"help": "The column that holds the text in json, jsonl and parquet files."}
-    )
-    corpus_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the tokenised corpus, which is prepared if absent. Default: in --output_dir."},
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Tokenise the text while training, instead of preparing a corpus."}
-    )
-    prepare_only: bool = field(
-        default=False, metadata={"help": "Prepare the corpus and stop; of the models only the tokenizer is loaded."}
-    )
-    preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Number of processes that tokenise the corpus."}
-    )
-    max_seq_length: int = field(default=512, metadata={"help": "Longer texts are cut into sequences of this length."})
-    row_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens of a packed row, which holds several sequences. Default: --max_seq_length."},
-    )
-    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens that are masked and predicted."})
-    masked_sequence_share: float = field(
-        default=1.0, metadata={"help": "Share of the sequences that are masked; the others serve distillation only."}
-    )
-    whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word or none."})
-    max_eval_rows: int = field(default=256, metadata={"help": "Largest number of held-out rows to evaluate on."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
-    )
-
-
-@dataclass
-class DistillationArguments:
-    """Weights of the terms of the loss. Without a teacher only the masked language model has one."""
-
-    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language modelling loss."})
-    logits_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the KL divergence from the teacher's logits."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in that divergence."})
-    logits_positions: str = field(
-        default="masked", metadata={"help": "The tokens at which logits are compared: masked or all."}
-    )
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the distance to the teacher's hidden states."}
-    )
-    hidden_loss: str = field(default="cosine", metadata={"help": "Distance of hidden states: cosine or mse."})
-    layer_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs of layers student:teacher, as 0:0,2:4,6:12 (0 is the embeddings). Default: evenly spaced "
-            "from first to last."
-        },
-    )
-    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of the mean-pooled last states."})
-    teacher_input: str | None = field(
-        default=None,
-        metadata={
-            "help": "The text that the teacher reads: masked or clean. Default: masked if logits are compared, else "
-            "clean."
-        },
-    )
-    teacher_cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that caches the teacher's outputs in half precision for later passes and other students. "
-            "It needs a prepared corpus and clean input, and takes 2 bytes x width x (tokens x layers + sequences)."
-        },
-    )
-
-
-@dataclass
-class PretrainingArguments(BaseTrainingArguments):
-    """The defaults that suit pretraining."""
-
-    DEFAULT_EVAL_STRATEGY: ClassVar[str] = "steps"
-    DEFAULT_SAVE_STRATEGY: ClassVar[str] = "steps"
-    DEFAULT_EVAL_STEPS: ClassVar[float | None] = 1000
-    DEFAULT_SAVE_STEPS: ClassVar[float] = 1000
-    LOADS_BEST: ClassVar[bool] = False
-
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --validation_file, if there is one."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
-    warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
-    decay_steps: float = field(default=0.1, metadata={"help": "Final decay: a share of all steps below 1, or steps."})
-    decay_type: str = field(default="1-sqrt", metadata={"help": "Form of the decay: 1-sqrt, linear or cosine."})
-    lr_scheduler_type: str = field(
-        default="warmup_stable_decay", metadata={"help": "warmup_stable_decay, or any schedule of transformers."}
-    )
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "Weight decay of matrices; norms and biases have none."}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    peak_tflops: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak TFLOPS of one device in the dtype of training (989 for an H100 in bfloat16), to log the "
-            "share that is used (MFU)."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the trainer reads every column."}
-    )
-    dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(),
-        metadata={"help": "Pin batches in memory, which speeds up their copy to a GPU."},
-    )
-    report_to: str | None = field(
-        default="none", metadata={"help": "Where to log: tensorboard, trackio, wandb and others, or none."}
-    )
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:
-    """Raise a UserError for a number that is not allowed."""
-    for name in ("max_seq_length", "max_eval_rows"):
-        if getattr(data, name) < 1:
-            raise UserError(f"--{name} {getattr(data, name)} is not allowed: it must be at least 1.")
-    for name in ("mlm_probability", "masked_sequence_share"):
-        if not 0 <= getattr(data, name) <= 1:
-            raise UserError(f"--{name} {getattr(data, name)} is not allowed: it must be from 0 to 1.")
-    if data.row_length is not None and data.row_length < data.max_seq_length:
-        raise UserError(
-            f"--row_length {data.row_length} is not allowed: it must be at least --max_seq_length "
-            f"{data.max_seq_length}."
-        )
-    if data.source_weights and len(data.source_weights) != len(data.train_sources):
-        raise UserError(
-            f"--source_weights has {len(data.source_weights)} numbers for {len(data.train_sources)} --train_sources."
-        )
-    if any(weight <= 0 for weight in data.source_weights):
-        raise UserError("--source_weights must be above 0.")
-    if data.streaming and training.max_steps <= 0:
-        raise UserError("--streaming needs --max_steps: a stream has no length.")
-    if data.streaming and data.prepare_only:
-        raise UserError("--streaming and --prepare_only exclude each other.")
-    if not training.average_tokens_across_devices:
-        raise UserError(
-            "--average_tokens_across_devices False is not allowed: masked words are averaged over processes."
-        )
-    if training.decay_type not in ("1-sqrt", "linear", "cosine"):
-        raise UserError(f"--decay_type {training.decay_type} is not allowed: it must be 1-sqrt, linear or cosine.")
-
-
-def source_name(source: str, number: int) -> str:
-    """A folder name for a source."""
-    return f"{number:02d}-{Path(source.split(':')[0]).stem}"
-
-
-def corpus_folder(data: DataArguments, training: PretrainingArguments) -> Path:
-    """Where the tokens are, or go."""
-    return Path(data.corpus_dir or Path(training.output_dir) / "corpus")
-
-
-def check_sources(data: DataArguments, training: PretrainingArguments) -> None:
-    """Refuse files that cannot be read as text, before a model is loaded; a prepared corpus needs its files no more."""
-    is_prepared = not data.streaming and (corpus_folder(data, training) / MANIFEST).is_file()
-    check_text_files([*([] if is_prepared else data.train_sources), *filter(None, [data.validation_file])])
-
-
-def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) -> TokenizedCorpus:
-    """The prepared corpus; prepared now, by the first process, if it is not there."""
-    folder = corpus_folder(data, training)
-    with training.main_process_first(local=False):
-        if (folder / MANIFEST).is_file():
-            corpus = TokenizedCorpus(folder)
-        elif training.world_size > 1:
-            raise UserError(f"{folder} holds no prepared corpus: prepare it first, by one process with --prepare_only.")
-        elif not data.train_sources:
-            raise UserError("--train_sources is missing, and --corpus_dir holds no prepared corpus.")
-        else:
-            sources = {source_name(source, i): [source] for i, source in enumerate(data.train_sources)}
-            corpus = prepare_corpus(
-                sources, tokenizer, folder, data.max_seq_length, data.text_column, data.preprocessing_num_workers
-            )
-    corpus.check_tokenizer(tokenizer)
-    corpus.check_inputs(data.train_sources, data.max_seq_length)
-    return corpus
-
-
-def rows_of_step(training: PretrainingArguments) -> int:
-    """Rows of one optimizer step over all processes."""
-    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
-def training_rows(
-    data: DataArguments,
-    training: PretrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    masking: Masking,
-    with_sequence_indices: bool = False,
-) -> Dataset | IterableDataset:
-    """The rows to train on; sets `training.max_steps` from the epochs where it is not given."""
-    row_length = data.row_length or data.max_seq_length
-    if data.streaming:
-        from datasets import interleave_datasets
-
-        streams = [
-            load_texts([source], data.text_column, streaming=True).select_columns([data.text_column])
-            for source in data.train_sources
-        ]
-        if not streams:
-            raise UserError("--train_sources is missing.")
-        check_streams(streams, data, rows_of_step(training), row_length, tokenizer)
-        streams = [stream.repeat(None) for stream in streams]
-        weights = [weight / sum(data.source_weights) for weight in data.source_weights] or None
-        texts = streams[0] if len(streams) == 1 else interleave_datasets(streams, weights, seed=training.seed)
-        return StreamedRows(
-            texts, data.text_column, tokenizer, data.max_seq_length, row_length, masking, seed=training.seed
-        )
-    corpus = open_corpus(data, training, tokenizer)
-    step = rows_of_step(training)
-    rows_in_corpus = corpus.num_tokens / row_length
-    if rows_in_corpus < step:
-        raise UserError(too_short(corpus.num_tokens, step, row_length))
-    if training.max_steps <= 0:
-        training.max_steps = math.ceil(training.num_train_epochs * rows_in_corpus / step)
-    logger.warning(
-        f"Corpus: {len(corpus):,} sequences, {corpus.num_tokens:,} tokens. {training.max_steps:,} steps of "
-        f"{step} x {row_length} tokens: {training.max_steps * step / rows_in_corpus:.2f} passes."
-    )
-    return PackedRows(
-        corpus,
-        num_rows=training.max_steps * step,
-        row_length=row_length,
-        masking=masking,
-        pad_token_id=tokenizer.pad_token_id,
-        seed=training.seed,
-        source_weights=data.source_weights or None,
-        with_sequence_indices=with_sequence_indices,
-    )
-
-
-def check_streams(
-    streams: Sequence, data: DataArguments, step: int, row_length: int, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Raise a UserError if all of the streams' text is less than one step."""
-    tokens = 0
-    for stream in streams:
-        for texts in stream.iter(batch_size=256):
-            encoded = tokenize_texts(texts[data.text_column], tokenizer, data.max_seq_length)
-            tokens += sum(len(sequence) for sequence in encoded["input_ids"])
-            if tokens >= step * row_length:
-                return
-    raise UserError(too_short(tokens, step, row_length))
-
-
-def too_short(tokens: int, step: int, row_length: int) -> str:
-    return (
-        f"the text has {tokens:,} tokens, less than one step of {step} rows of {row_length}: take more text or smaller "
-        "batches."
-    )
-
-
-def validation_rows(
-    data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
-) -> list[dict[str, torch.Tensor]] | None:
-    """Rows of held-out text, every sequence masked, the same at every evaluation."""
-    if data.validation_file is None:
-        return None
-    texts = load_texts([data.validation_file], data.text_column)
-    rows = StreamedRows(
-        texts,
-        data.text_column,
-        tokenizer,
-        data.max_seq_length,
-        data.row_length or data.max_seq_length,
-        replace(masking, sequence_share=1.0),
-    )
-    rows = list(islice(rows, data.max_eval_rows))
-    if not rows:
-        raise UserError(f"--validation_file {data.validation_file}: there is no text in it.")
-    return rows
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -503,43 +168,6 @@ def load_teacher(
     return teacher.to(device)
 
 
-def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> DistillationConfig:
-    """The loss, checked."""
-    layer_map = None
-    if arguments.layer_map is not None:
-        try:
-            pairs = [pair.split(":") for pair in arguments.layer_map.split(",")]
-            layer_map = tuple((int(student), int(teacher)) for student, teacher in pairs)
-        except ValueError:
-            raise UserError(
-                f"--layer_map {arguments.layer_map} is not allowed: it must be pairs student:teacher, as 0:0,2:4,6:12."
-            ) from None
-    try:
-        config = DistillationConfig(
-            mlm_weight=arguments.mlm_weight,
-            logits_weight=arguments.logits_weight,
-            temperature=arguments.temperature,
-            logits_positions=arguments.logits_positions,
-            hidden_weight=arguments.hidden_weight,
-            hidden_loss=arguments.hidden_loss,
-            layer_map=layer_map,
-            pooled_weight=arguments.pooled_weight,
-        )
-    except ValueError as error:
-        raise UserError(f"--{error_message(error)}") from None
-    if config.needs_teacher and not has_teacher:
-        raise UserError("--teacher_name_or_path is missing: a distillation term has a weight.")
-    if has_teacher and not config.needs_teacher:
-        raise UserError("the teacher has nothing to do: give --logits_weight, --hidden_weight or --pooled_weight.")
-    if arguments.teacher_input not in (None, "masked", "clean"):
-        raise UserError(f"--teacher_input {arguments.teacher_input} is not allowed: it must be masked or clean.")
-    if arguments.teacher_input == "clean" and config.logits_weight:
-        raise UserError("--teacher_input clean is not allowed with --logits_weight: the teacher would see the answers.")
-    if arguments.teacher_cache_dir is not None and (config.logits_weight or arguments.teacher_input == "masked"):
-        raise UserError("--teacher_cache_dir needs clean input: what a teacher says of masks changes with them.")
-    return config
-
-
 def check_checkpoint(checkpoint: str | None, config: ModernALBERTConfig) -> None:
     """Raise a UserError if a checkpoint to continue from is of a model of another shape."""
     if checkpoint is None:
@@ -571,20 +199,6 @@ def check_projections(checkpoint: str | None, model: DistilledStudent) -> None:
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
-
-
-def set_schedule(training: PretrainingArguments) -> None:
-    """Put the decay into the scheduler's arguments, once the number of steps is known."""
-    if training.lr_scheduler_type == "warmup_stable_decay":
-        share = training.decay_steps
-        steps = math.ceil(share * training.max_steps) if share < 1 else int(share)
-        warmup = training.get_warmup_steps(training.max_steps)
-        if steps + warmup > training.max_steps:
-            raise UserError(
-                f"--decay_steps {share:g} is not allowed: with {warmup} steps of warm-up it is more than --max_steps "
-                f"{training.max_steps}."
-            )
-        training.lr_scheduler_kwargs = {"num_decay_steps": steps, "decay_type": training.decay_type}
 
 
 def run(
@@ -659,16 +273,6 @@ def check_arguments(
     if training.device.type == "cpu":
         keep_freed_memory()
     return config
-
-
-def make_masking(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Masking:
-    """The masking that the arguments ask for."""
-    try:
-        return Masking.for_tokenizer(
-            tokenizer, data.mlm_probability, data.masked_sequence_share, data.whole_word_masking
-        )
-    except ValueError as error:
-        raise UserError(error_message(error)) from None
 
 
 def load_models(
