@@ -287,7 +287,7 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
     assert code == 2 and "for each table" in error and "prose" in document.read_text()
     document.write_text("<!-- task table -->\n<!-- end -->\n<!-- tusk table -->\n<!-- end -->\n")
     code, _, error = command()
-    assert code == 2 and "the table tusk is not known: it must be one of task, ffn" in error
+    assert code == 2 and "the table tusk is not known: it must be one of task, summary, ffn" in error
 
 
 def test_the_summary_has_the_rows_that_were_measured(experiment):
@@ -439,7 +439,8 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "| forward, compiled, float32, 4,096 tokens |\n"
         "|---|---:|---:|---:|\n"
         "| this MoL (`grouped`, which `auto` takes on a CPU) | 1.20x | 1.25x |  |\n"
-        "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |"
+        "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |\n"
+        "| merged and folded | 0.99x |  |  |"
     )
     assert module.sweep_table(sections).splitlines()[2:] == [
         "| experts: 8 | 1.20x | 1.30x |",
