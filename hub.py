@@ -184,7 +184,7 @@ def write(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrai
 
 
 def merge_model(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None):
-    """The merged model, and the report of the merge."""
+    """Merge the experts of a model; return the merged model and the report."""
     if arguments.format == "modernbert":
         check_expressible(model.config, merged=True)
     model = model.float()

@@ -171,7 +171,7 @@ class MergeArguments:
 
 
 def parse_weights(text: str, flag: str = "--weights", names: Sequence[str] = WEIGHTS) -> str | list[float]:
-    """Text of --weights to its value: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
+    """Parse --weights: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
     if text in names:
         return text
     try:
@@ -186,7 +186,7 @@ def text_batches(
     file: str, model: PreTrainedModel, tokenizer, batch_size: int = 16, flag: str = "--calibration_file"
 ) -> list[dict]:
     """
-    Batches of the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked.
+    Batch the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked.
 
     Raises:
         UserError: names the flag; the file is not there, is no UTF-8 text, or is empty.

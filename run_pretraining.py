@@ -294,12 +294,12 @@ def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:
 
 
 def source_name(source: str, number: int) -> str:
-    """A folder name for a source."""
+    """Return a folder name for a source."""
     return f"{number:02d}-{Path(source.split(':')[0]).stem}"
 
 
 def corpus_folder(data: DataArguments, training: PretrainingArguments) -> Path:
-    """Where the tokens are, or go."""
+    """Return the folder of the tokens."""
     return Path(data.corpus_dir or Path(training.output_dir) / "corpus")
 
 
@@ -310,7 +310,7 @@ def check_sources(data: DataArguments, training: PretrainingArguments) -> None:
 
 
 def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) -> TokenizedCorpus:
-    """The prepared corpus; prepared now, by the first process, if it is not there."""
+    """Open the prepared corpus; prepared now, by the first process, if it is not there."""
     folder = corpus_folder(data, training)
     with training.main_process_first(local=False):
         if (folder / MANIFEST).is_file():
@@ -330,7 +330,7 @@ def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) 
 
 
 def rows_of_step(training: PretrainingArguments) -> int:
-    """Rows of one optimizer step over all processes."""
+    """Return the number of rows of one optimizer step over all processes."""
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
@@ -341,7 +341,7 @@ def training_rows(
     masking: Masking,
     with_sequence_indices: bool = False,
 ) -> Dataset | IterableDataset:
-    """The rows to train on; sets `training.max_steps` from the epochs where it is not given."""
+    """Return the rows to train on; set `training.max_steps` from the epochs where it is not given."""
     row_length = data.row_length or data.max_seq_length
     if data.streaming:
         from datasets import interleave_datasets
@@ -406,7 +406,7 @@ def too_short(tokens: int, step: int, row_length: int) -> str:
 def validation_rows(
     data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
 ) -> list[dict[str, torch.Tensor]] | None:
-    """Rows of held-out text, every sequence masked, the same at every evaluation."""
+    """Return rows of held-out text, every sequence masked, the same at every evaluation."""
     if data.validation_file is None:
         return None
     texts = load_texts([data.validation_file], data.text_column)
@@ -504,7 +504,7 @@ def load_teacher(
 
 
 def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> DistillationConfig:
-    """The loss, checked."""
+    """Return the configuration of the loss, checked."""
     layer_map = None
     if arguments.layer_map is not None:
         try:
@@ -662,7 +662,7 @@ def check_arguments(
 
 
 def make_masking(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Masking:
-    """The masking that the arguments ask for."""
+    """Make the masking that the arguments ask for."""
     try:
         return Masking.for_tokenizer(
             tokenizer, data.mlm_probability, data.masked_sequence_share, data.whole_word_masking
@@ -679,7 +679,7 @@ def load_models(
     max_seq_length: int,
     device: torch.device,
 ) -> tuple[DistilledStudent, Teacher | None]:
-    """The student with what distillation adds to it, and the teacher where there is one."""
+    """Load the student with what distillation adds to it, and the teacher where there is one."""
     student = load_student(arguments, config)
     if not distillation.needs_teacher:
         return DistilledStudent(student, distillation, (), None), None
@@ -702,7 +702,7 @@ def make_trainer(
     distillation_arguments: DistillationArguments,
     training_arguments: PretrainingArguments,
 ) -> PretrainingTrainer:
-    """A Trainer that distils the model on packed rows."""
+    """Make a Trainer that distils the model on packed rows."""
     distillation = model.distillation
     if training_arguments.ddp_find_unused_parameters is None:
         # Without logits the head gets no gradient, without routing the routers; looking for them costs every step.

@@ -64,7 +64,7 @@ REPORT_FILES = ("upcycle_report.json", "upcycle_report.md")
 
 @dataclass
 class UpcycleArguments:
-    """What becomes what."""
+    """Teacher, student and how one becomes the other."""
 
     teacher_name_or_path: str = field(metadata={"help": "A ModernBERT or BERT: folder or Hub name."})
     config: str = field(metadata={"help": "Folder with the student's config.json, as configs/tiny."})

@@ -30,7 +30,7 @@ from modernalbert.merge_experts import text_batches
 
 @dataclass
 class DiagnosticsArguments:
-    """Where a ModernALBERT's routers send the tokens of a text, and how different its experts are."""
+    """Options of the routing report."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
     text_file: str = field(metadata={"help": "Text, one sentence a line."})
