@@ -116,7 +116,7 @@ class MergeArguments:
             "help": "Folder or Hub name of a ModernALBERT with experts, or of the base of --adapter_name_or_path."
         }
     )
-    output_dir: str = field(metadata={"help": "Gets adapter/, base/, folded/ and merge_report.{json,md}."})
+    output_dir: str = field(metadata={"help": "Folder to write adapter/, base/, folded/ and merge_report.{json,md}."})
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "A MoL adapter (peft) on that base, which may be any model: merge its experts."}
     )
@@ -153,7 +153,7 @@ class MergeArguments:
         },
     )
     recover_learning_rate: float | None = field(
-        default=None, metadata={"help": f"Of that training (default {LEARNING_RATE})."}
+        default=None, metadata={"help": f"Learning rate of --recover_steps (default {LEARNING_RATE})."}
     )
     save: str = field(default="both", metadata={"help": "adapter, folded or both."})
     base_model_name: str | None = field(

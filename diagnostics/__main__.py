@@ -34,7 +34,7 @@ class DiagnosticsArguments:
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
     text_file: str = field(metadata={"help": "Text, one sentence a line."})
-    output_dir: str = field(metadata={"help": "Gets routing_report.json, .md and .png."})
+    output_dir: str = field(metadata={"help": "Folder to write routing_report.json, .md and .png."})
 
 
 def main() -> None:
