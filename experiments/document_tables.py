@@ -600,12 +600,12 @@ def sizes_table() -> str:
                 f"`configs/{size}`",
                 f"{config.num_hidden_layers} = {config.num_groups} × {config.group_depth}",
                 f"{config.hidden_size:,}",
-                f"{config.intermediate_size:,}, {config.ffn_width(groups[0]):,}",
+                f"{config.intermediate_size:,} / {config.ffn_width(groups[0]):,}",
                 f"{groups[0] + 1} to {groups[-1] + 1}",
                 f"{parameters / 1e6:.1f} M",
             ]
         )
-    header = ["size", "layers = groups × depth", "hidden", "FFN, MoL FFN", "groups with MoL", "parameters"]
+    header = ["size", "layers = groups × depth", "hidden", "FFN / MoL FFN", "groups with MoL", "parameters"]
     return markdown(header, body)
 
 

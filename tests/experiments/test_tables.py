@@ -302,7 +302,7 @@ def test_the_summary_has_the_rows_that_were_measured(experiment):
 def test_the_sizes_are_those_of_the_configurations(experiment):
     lines = experiment("document_tables").sizes_table().splitlines()[2:]
     assert len(lines) == 5
-    assert lines[1] == "| `configs/tiny` | 14 = 7 × 2 | 768 | 1,152, 2,624 | 6 to 7 | 50.9 M |"
+    assert lines[1] == "| `configs/tiny` | 14 = 7 × 2 | 768 | 1,152 / 2,624 | 6 to 7 | 50.9 M |"
 
 
 @pytest.mark.parametrize(
