@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a ModernALBERT is: sizes, sharing pattern, and what modulates the shared feed-forward network."""
+"""Configuration of a ModernALBERT: sizes, sharing pattern, and the modulation of the shared feed-forward network."""
 
 import dataclasses
 import difflib
@@ -238,8 +238,8 @@ class ModernALBERTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
-        As in transformers, for what `from_pretrained` has read. Unknown fields are kept, with a warning: what was saved
-        can be loaded.
+        Build from what `from_pretrained` has read, as transformers does. Unknown fields are kept, with a warning: what
+        was saved can be loaded.
 
         Raises:
             ValueError: as for the class; or for the original authors' release, whose checkpoints are another code's
@@ -309,7 +309,7 @@ class ModernALBERTConfig(PreTrainedConfig):
 
     @sliding_window.setter
     def sliding_window(self, value: int) -> None:
-        """As in ModernBertConfig: `local_attention` becomes twice the value."""
+        """Set `local_attention` to twice the value, as ModernBertConfig does."""
         if not _is_int(value) or value < 1:
             raise ValueError(f"sliding_window={value!r} is not allowed: it must be an integer of at least 1.")
         self.local_attention = 2 * value
@@ -338,14 +338,14 @@ class ModernALBERTConfig(PreTrainedConfig):
         return max(1, round(self.lora_rank * (2 * d + 3 * f) / (2 * d)))
 
     def is_modulated_position(self, depth: int) -> bool:
-        """Whether the layer at position `depth` (0-based) of a modulated group uses the modulation."""
+        """Return whether the layer at position `depth` (0-based) of a modulated group uses the modulation."""
         return self.mol_positions == "all" or depth == self.group_depth - 1
 
     # Checks
 
     @classmethod
     def _unknown_fields(cls, given: dict) -> list[str]:
-        """Names that are neither fields nor keys that the libraries write, in order."""
+        """Return names that are neither fields nor keys that the libraries write, in order."""
         fields = {field.name for field in dataclasses.fields(cls)}
         return sorted(set(given) - fields - LIBRARY_KEYS - GenerationConfig._get_default_generation_params().keys())
 

@@ -76,7 +76,7 @@ class ExportArguments:
             "help": "Text, one sentence a line: what --merge fits to and measures on, and --format onnx compares."
         },
     )
-    quantize: str | None = field(default=None, metadata={"help": "int8: onnx/model_quantized.onnx as well."})
+    quantize: str | None = field(default=None, metadata={"help": "int8: also write onnx/model_quantized.onnx."})
     pooling: str | None = field(
         default=None,
         metadata={
@@ -84,8 +84,12 @@ class ExportArguments:
             "Where it is one, its modules and prompts are kept."
         },
     )
-    dtype: str = field(default="float32", metadata={"help": "Of the stored weights: float32, bfloat16 or float16."})
-    card: str | None = field(default=None, metadata={"help": "A file to be README.md; default: one from the config."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Dtype of the stored weights: float32, bfloat16 or float16."}
+    )
+    card: str | None = field(
+        default=None, metadata={"help": "File to use as README.md. Default: a card written from the configuration."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to, e.g. me/my-model."})
@@ -184,7 +188,7 @@ def write(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrai
 
 
 def merge_model(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None):
-    """The merged model, and the report of the merge."""
+    """Merge the experts of a model; return the merged model and the report."""
     if arguments.format == "modernbert":
         check_expressible(model.config, merged=True)
     model = model.float()

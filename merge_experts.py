@@ -116,7 +116,7 @@ class MergeArguments:
             "help": "Folder or Hub name of a ModernALBERT with experts, or of the base of --adapter_name_or_path."
         }
     )
-    output_dir: str = field(metadata={"help": "Gets adapter/, base/, folded/ and merge_report.{json,md}."})
+    output_dir: str = field(metadata={"help": "Folder to write adapter/, base/, folded/ and merge_report.{json,md}."})
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "A MoL adapter (peft) on that base, which may be any model: merge its experts."}
     )
@@ -153,7 +153,7 @@ class MergeArguments:
         },
     )
     recover_learning_rate: float | None = field(
-        default=None, metadata={"help": f"Of that training (default {LEARNING_RATE})."}
+        default=None, metadata={"help": f"Learning rate of --recover_steps (default {LEARNING_RATE})."}
     )
     save: str = field(default="both", metadata={"help": "adapter, folded or both."})
     base_model_name: str | None = field(
@@ -171,7 +171,7 @@ class MergeArguments:
 
 
 def parse_weights(text: str, flag: str = "--weights", names: Sequence[str] = WEIGHTS) -> str | list[float]:
-    """Text of --weights to its value: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
+    """Parse --weights: "ema" -> "ema"; "0.5,0.5" -> [0.5, 0.5]."""
     if text in names:
         return text
     try:
@@ -186,7 +186,7 @@ def text_batches(
     file: str, model: PreTrainedModel, tokenizer, batch_size: int = 16, flag: str = "--calibration_file"
 ) -> list[dict]:
     """
-    Batches of the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked.
+    Batch the file's lines, at most 512 tokens each; for a masked LM with 30 % of the tokens masked.
 
     Raises:
         UserError: names the flag; the file is not there, is no UTF-8 text, or is empty.

@@ -66,7 +66,7 @@ except ImportError:  # no triton: select_mol_backend says so where it is asked f
 @dataclass
 class RoutingOutput:
     """
-    What routing adds to every output.
+    Fields that routing adds to every output.
 
     Attributes:
         aux_loss: Scalar, weighted sum of balance and z loss. Only in training.
@@ -114,7 +114,7 @@ def rotary_embedding(
     config: ModernALBERTConfig, position_ids: torch.Tensor, layer_type: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Cosines and sines of the rotary embedding for one layer type.
+    Compute cosines and sines of the rotary embedding for one layer type.
 
     Computed on the fly: a buffer outside the state dict would be left unset by meta-device loading.
 
@@ -153,7 +153,9 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def is_traced(x: torch.Tensor) -> bool:
-    """Whether values of x cannot be looked at: a graph is traced, or torch.func or forward-mode AD is at work."""
+    """
+    Return whether values of x cannot be looked at: a graph is traced, or torch.func or forward-mode AD is at work.
+    """
     return is_tracing(x) or is_transformed()
 
 
@@ -191,7 +193,7 @@ def is_flash_attention(config: ModernALBERTConfig) -> bool:
 
 
 def flash_boundaries(boundaries: torch.Tensor) -> dict:
-    """Where sequences begin, and the end of the last, as transformers' flash attention wants to be told."""
+    """Return where sequences begin, and where the last one ends, in the form of transformers' flash attention."""
     boundaries = boundaries.to(torch.int32)
     longest = int(boundaries.diff().max())
     return {
@@ -218,7 +220,7 @@ def build_masks(
     sequences: torch.Tensor | None,
 ) -> dict:
     """
-    The mask of each layer type for a batch (batch, sequence), in the form the attention implementation takes.
+    Build the mask of each layer type for a batch (batch, sequence), in the form the attention implementation takes.
 
     Args:
         real: (batch, sequence) booleans, false for padding; None = no padding.
@@ -243,7 +245,7 @@ def build_masks(
 
 
 def prepare_given_mask(config: ModernALBERTConfig, mask: torch.Tensor | dict, dtype: torch.dtype) -> dict:
-    """A mask that the caller prepared, (batch, heads or 1, sequence, sequence) or a dict, by layer type."""
+    """Give a mask that the caller prepared, (batch, heads or 1, sequence, sequence) or a dict, to each layer type."""
     layer_types = set(config.layer_types)
     if isinstance(mask, dict):
         return mask
@@ -361,14 +363,14 @@ class Bucket(NamedTuple):
     masks: dict  # by layer type
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, num_tokens, ...) -> (n, L, ...)."""
+        """Map (1, num_tokens, ...) -> (n, L, ...)."""
         x = x.squeeze(0)
         if self.cells is not None:
             x = PutRows.apply(x, self.cells, self.shape[0] * self.shape[1])
         return x.unflatten(0, self.shape)
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, L, ...) -> (1, num_tokens, ...)."""
+        """Map (n, L, ...) -> (1, num_tokens, ...)."""
         x = x.flatten(0, 1)
         if self.cells is not None:
             x = TakeRows.apply(x, self.cells)
@@ -400,7 +402,7 @@ MAX_KEPT_PADDING = 1 / 16
 
 
 def batches_by_length(lengths: Sequence[int], max_padding: float = BUCKET_PADDING) -> list[list[int]]:
-    """Indices in batches of like length, the longest first, each with at most `max_padding` of padding."""
+    """Group indices into batches of similar length, the longest first, each with at most `max_padding` of padding."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     tokens = 0
@@ -474,7 +476,7 @@ class TokenSpans(NamedTuple):
             )
 
     def in_buckets(self, config: ModernALBERTConfig, dtype: torch.dtype) -> tuple[torch.Tensor, list[Bucket]]:
-        """The tokens' places in the order of buckets, (T,), and the buckets."""
+        """Return the tokens' places in the order of buckets, (T,), and the buckets."""
         groups = [sorted(group) for group in batches_by_length(self.lengths.tolist())]
         order = torch.tensor(sum(groups, []), device=self.places.device)
         counts = self.counts
@@ -510,7 +512,8 @@ def bucket_mask(
     device: torch.device,
 ) -> torch.Tensor | None:
     """
-    What a bucket (n, L) adds to its attention scores in one layer type: (n or 1, 1, L or 1, L) of 0 and -inf, or None.
+    Build what a bucket (n, L) adds to its attention scores in one layer type: (n or 1, 1, L or 1, L) of 0 and -inf, or
+    None.
 
     Args:
         real: (n, L) booleans, false for padding; None = no padding.
@@ -530,7 +533,7 @@ def bucket_mask(
 @dataclass
 class TokenLayout:
     """
-    Where a batch's tokens lie while the layers run, and what attention is told of it. Built once a forward.
+    Layout of a batch's tokens while the layers run, and the arguments of attention that follow. Built once a forward.
 
     Either the batch stays as it is, (batch, sequence, ...), or its T tokens that are no padding lie one after the
     other, (1, T, ...), and all work on single tokens is done on them alone. Attention then meets them in buckets of
@@ -623,13 +626,13 @@ class TokenLayout:
         return cls(shape, real, places, num_tokens, rotary, masks, buckets, arguments)
 
     def pack(self, x: torch.Tensor | None) -> torch.Tensor | None:
-        """(batch, sequence, ...) -> as the tokens lie while the layers run."""
+        """Map (batch, sequence, ...) -> as the tokens lie while the layers run."""
         if x is None or self.places is None:
             return x
         return TakeRows.apply(x.flatten(0, 1), self.places, self.num_tokens).unsqueeze(0)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        """As the tokens lie -> (batch, sequence, ...), zero at padding: the same is returned from every layout."""
+        """Map tokens as they lie to (batch, sequence, ...), zero at padding: the same is returned from every layout."""
         if self.places is not None:
             tokens = slice(self.num_tokens)
             return PutRows.apply(x[0, tokens], self.places[tokens], self.shape.numel()).unflatten(0, self.shape)
@@ -663,7 +666,7 @@ class EmbeddingProjection(nn.Module):
         self.init_std = embedding_size**-0.5
 
     def forward(self, x: torch.Tensor, back: bool = False) -> torch.Tensor:
-        """(..., e) -> (..., d), or back for the tied decoder: (..., d) -> (..., e)."""
+        """Map (..., e) -> (..., d), or back for the tied decoder: (..., d) -> (..., e)."""
         return x @ self.weight if back else x @ self.weight.t()
 
 
@@ -681,7 +684,7 @@ class ModernALBERTEmbeddings(nn.Module):
         self.drop = nn.Dropout(config.embedding_dropout)
 
     def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d)."""
+        """Embed ids (batch, sequence), or embeddings (batch, sequence, e), as (batch, sequence, d)."""
         embeddings = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.projection is not None:
             embeddings = self.projection(embeddings)
@@ -735,7 +738,7 @@ class ModernALBERTAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
+        Map (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
 
         With `buckets` the states are (1, T, d), and the buckets have the masks; tokens after theirs attend to nothing.
         """
@@ -765,7 +768,7 @@ class ModernALBERTAttention(nn.Module):
         layer_type: str,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, sequence, 2 and 1, heads, head size) -> (batch, sequence, heads, head size), weights or None."""
+        """Map (batch, sequence, 2 and 1, heads, head size) -> (batch, sequence, heads, head size), weights or None."""
         query, key = query_and_key.transpose(1, 3).unbind(dim=2)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -811,7 +814,7 @@ class ModernALBERTLayerGroup(GradientCheckpointingLayer):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
-        (batch, sequence, d) -> (batch, sequence, d), attention weights or None, router logits or None.
+        Map (batch, sequence, d) -> (batch, sequence, d), attention weights or None, router logits or None.
 
         `depth` is the layer's place in the group, 0-based.
         """
@@ -852,7 +855,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        ModernBERT's scheme: truncated normals of the deviation `init_std` that a layer's owner put on it.
+        Initialise as ModernBERT does: truncated normals of the deviation `init_std` that a layer's owner put on it.
 
         It acts on leaves alone: for code outside transformers, modules that own no parameter are not visited.
         """
@@ -869,7 +872,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers. Loading makes parameters anew, so routers that mix nothing are frozen again."""
+        """Load as in transformers. Loading makes parameters anew, so routers that mix nothing are frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, RoutedFeedForward):
@@ -918,7 +921,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         self.embeddings.tok_embeddings = value
 
     def multiply_adds_per_token(self, sequence_length: int) -> int:
-        """Multiply-adds of one token's forward pass: every use of every group, attention scores included."""
+        """Count the multiply-adds of one token's forward pass: every use of every group, attention scores included."""
         d, depth = self.config.hidden_size, self.config.group_depth
         attention = 4 * d * d + 2 * sequence_length * d
         embedding = 0 if self.embeddings.projection is None else self.embeddings.projection.weight.numel()
@@ -1031,7 +1034,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
 
     def is_hooked(self) -> bool:
         """
-        Whether something hooks into the encoder's modules, adapters that are chosen row by row for one.
+        Return whether a module of the encoder has hooks, for example of adapters that are chosen row by row.
 
         The hook that gradient checkpointing puts on the embeddings does not count.
         """
@@ -1077,7 +1080,7 @@ class ModernALBERTPredictionHead(nn.Module):
 
 
 def routing_fields(outputs: ModernALBERTModelOutput) -> dict:
-    """The fields every head hands on from the encoder."""
+    """Return the fields every head hands on from the encoder."""
     return {
         "hidden_states": outputs.hidden_states,
         "attentions": outputs.attentions,
@@ -1093,7 +1096,7 @@ def add_auxiliary_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor | None:
     """
-    The training loss: task loss plus auxiliary loss (present in training only).
+    Add up the training loss: task loss plus auxiliary loss (present in training only).
 
     Where the task loss is a sum divided by the labels of the whole optimizer step, over several micro-batches and
     processes, the auxiliary loss is weighted by this micro-batch's share of them, so that the shares add up to 1.
@@ -1188,12 +1191,12 @@ class ModernALBERTClassifierModel(ModernALBERTPreTrainedModel):
         self.post_init()
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> (..., outputs)."""
+        """Map (..., d) -> (..., outputs)."""
         return self.classifier(self.drop(self.head(hidden_states)))
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | dict | None) -> torch.Tensor:
         """
-        One state per row by `config.classifier_pooling`: (batch, sequence, d) -> (batch, d).
+        Pool one state per row by `config.classifier_pooling`: (batch, sequence, d) -> (batch, d).
 
         "cls" takes the first real token, wherever padding puts it; "mean" averages the real tokens.
         """

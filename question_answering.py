@@ -54,7 +54,7 @@ class Span:
 @dataclass(frozen=True)
 class Answer:
     """
-    What a model says to a question.
+    Answer of a model to a question.
 
     Attributes:
         candidates: The best spans, best first; empty only for a context without text.
@@ -101,7 +101,7 @@ class Answer:
 @dataclass(frozen=True)
 class Windows:
     """
-    Where the tokens of the windows stand in the contexts.
+    Places of the tokens of windows in the contexts.
 
     Attributes:
         question: (windows,) which question a window belongs to; a question's windows follow one another.
@@ -118,7 +118,7 @@ class Windows:
 
     @classmethod
     def from_columns(cls, columns: dict[str, list]) -> "Windows":
-        """From the columns that `encode_windows` gives."""
+        """Build from the columns that `encode_windows` gives."""
         question, first_token, starts, ends = (columns[name] for name in cls.COLUMNS)
         return cls(
             np.array(question), np.array(first_token), [np.array(x) for x in starts], [np.array(x) for x in ends]
@@ -127,7 +127,8 @@ class Windows:
 
 def longest_question(tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> int:
     """
-    How many tokens of a question are kept: half of what the overlap leaves, so that every window brings new text.
+    Return how many tokens of a question are kept: half of what the overlap leaves, so that every window brings new
+    text.
 
     Raises:
         UserError: the overlap leaves no room.
@@ -144,7 +145,7 @@ def longest_question(tokenizer: PreTrainedTokenizerBase, max_length: int, stride
 def cut_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], limit: int
 ) -> tuple[list[str], list[int]]:
-    """Questions of at most so many tokens, and the indices of those that had more."""
+    """Cut questions to so many tokens, and return the indices of those that had more."""
     offsets = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     too_long = [i for i, tokens in enumerate(offsets) if len(tokens) > limit]
     cut = list(questions)
@@ -162,7 +163,7 @@ def encode_windows(
     first_index: int = 0,
 ) -> dict[str, list]:
     """
-    Questions with their contexts as rows of at most `max_length` tokens, not padded.
+    Encode questions with their contexts as rows of at most `max_length` tokens, not padded.
 
     A context that is too long gives several windows, of which neighbours share `stride` tokens.
 
@@ -225,7 +226,7 @@ def best_token_spans(
     start_logits: np.ndarray, end_logits: np.ndarray, n_best: int, max_answer_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    The best spans of at most `max_answer_length` tokens in each row, out of all there are; of the best the first.
+    Find the best spans of at most `max_answer_length` tokens in each row, out of all there are; of the best the first.
 
     Args:
         start_logits, end_logits: (rows, tokens), minus infinity where no answer may begin or end.
@@ -259,7 +260,7 @@ def find_answers(
     null_threshold: float | None = None,
 ) -> list[Answer]:
     """
-    The answer to each question from the logits of its windows.
+    Find the answer to each question from the logits of its windows.
 
     A span that several windows hold counts once, with its highest score. The score of no answer is the lowest that a
     window of the question gives it, as in BERT's script.

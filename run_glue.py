@@ -140,7 +140,7 @@ class GlueTrainingArguments(TaskTrainingArguments):
 
 
 def task_files(arguments: DataArguments) -> dict[str, str]:
-    """The files by split; none if the Hub is meant."""
+    """Return the files by split; none if the Hub is meant."""
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
     files = {split: file for split, file in files.items() if file is not None}
     if arguments.data_dir is None:
@@ -151,7 +151,7 @@ def task_files(arguments: DataArguments) -> dict[str, str]:
 
 
 def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
-    """The task, and its data sets by split: "train", "validation" (or "validation_matched", ...), "test"."""
+    """Load the task, and its data sets by split: "train", "validation" (or "validation_matched", ...), "test"."""
     name = arguments.task_name
     if name is not None and name not in GLUE_TASKS:
         raise UserError(f"--task_name {name} is not allowed: it must be one of {', '.join(GLUE_TASKS)}, {ALL_TASKS}.")
@@ -180,7 +180,7 @@ def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
 
 
 def hub_set(name: str) -> DatasetDict:
-    """A set of GLUE from the Hub, all its splits."""
+    """Load a set of GLUE from the Hub, all its splits."""
     try:
         return load_dataset("nyu-mll/glue", name)
     except Exception as error:  # whatever keeps the Hub out of reach
@@ -191,7 +191,7 @@ def hub_set(name: str) -> DatasetDict:
 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Columns "text", "text_pair" -> token ids, cut but not padded; "label" stays."""
+    """Tokenize the columns "text" and "text_pair", cut but not padded; "label" stays."""
 
     def encode(rows: dict) -> dict:
         return tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
@@ -206,7 +206,9 @@ def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int)
 def load_classifier(
     arguments: ModelArguments, task: Task, training: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Task]:
-    """A sequence classifier for the task, its tokenizer, and the task with its labels in the classifier's order."""
+    """
+    Load a sequence classifier for the task, its tokenizer, and the task with its labels in the classifier's order.
+    """
     labels, keeps_head = match_labels(read_checkpoint(arguments), task.labels, "SequenceClassification", training)
     task = replace(task, labels=labels)
     problem = "regression" if task.is_regression else "single_label_classification"
@@ -217,7 +219,7 @@ def load_classifier(
 
 
 def start_from_mnli(model_arguments: ModelArguments, data_arguments: DataArguments) -> ModelArguments:
-    """The model arguments with the checkpoint of --init_from_mnli, if there is one, as the model."""
+    """Return the model arguments with the checkpoint of --init_from_mnli, if there is one, as the model."""
     checkpoint = data_arguments.init_from_mnli
     if checkpoint is None:
         return model_arguments
@@ -247,7 +249,7 @@ def make_trainer(
     train: Dataset | None = None,
     validation: Dataset | None = None,
 ) -> Trainer:
-    """A Trainer that pads each batch to its longest row and reports the task's metrics."""
+    """Make a Trainer that pads each batch to its longest row and reports the task's metrics."""
 
     def metrics(output) -> dict[str, float]:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
@@ -266,7 +268,7 @@ def make_trainer(
 
 def evaluate(trainer: Trainer, task: Task, data: Dataset, prefix: str, file: Path) -> dict[str, float]:
     """
-    One pass over the rows: metrics (empty without labels), and a file of predictions.
+    Evaluate in one pass over the rows: metrics (empty without labels), and a file of predictions.
 
     A line of the file is a row's index, its predicted label (or number), and each label's probability. The predictions
     of a GLUE test set are written once more for its server, in `submission/` beside the file.

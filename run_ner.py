@@ -100,7 +100,7 @@ class DataArguments(TaskDataArguments):
 
 
 def load_sentences(arguments: DataArguments) -> dict[str, Dataset]:
-    """Columns "words", "tags" and "place" by split; the test split may have no tags."""
+    """Load the columns "words", "tags" and "place" by split; the test split may have no tags."""
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
     files = {split: file for split, file in files.items() if file is not None}
     if files and arguments.dataset_name is not None:
@@ -120,7 +120,7 @@ def load_sentences(arguments: DataArguments) -> dict[str, Dataset]:
 
 
 def sentences_of_hub(data: Dataset, name: str, arguments: DataArguments) -> Dataset:
-    """A split of the Hub in the columns of `load_sentences`."""
+    """Convert a split of the Hub to the columns of `load_sentences`."""
     words, tags = arguments.text_column or "tokens", arguments.label_column or "ner_tags"
     for column, flag in ((words, "text"), (tags, "label")):
         if column not in data.column_names:
@@ -142,7 +142,7 @@ def labels_of_task(
     model_arguments: ModelArguments, data: dict[str, Dataset], training: bool
 ) -> tuple[tuple[str, ...], bool]:
     """
-    The tags in the order of the head, and whether the checkpoint's head is kept.
+    Return the tags in the order of the head, and whether the checkpoint's head is kept.
 
     They are those of the training rows, or without training those of the checkpoint, spelled as the rows spell them.
     """
@@ -174,7 +174,7 @@ def _all_tags(sentences: Dataset) -> Iterator[str]:
 
 
 def check_window(data_arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Tokens of a window, and those that the next one repeats."""
+    """Return the tokens of a window, and those that the next one repeats."""
     if not tokenizer.is_fast:
         raise UserError("the model's tokenizer does not say which characters a token stands for: a fast one is needed.")
     length = min(data_arguments.max_seq_length, tokenizer.model_max_length)
@@ -219,7 +219,7 @@ class TaggingTrainer(LengthGroupedTrainer):
 
 
 def best_labels(logits, labels):
-    """(batch, tokens, labels) -> (batch, tokens): all that is kept of an evaluation."""
+    """Reduce (batch, tokens, labels) to (batch, tokens): all that is kept of an evaluation."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
@@ -231,7 +231,7 @@ def make_trainer(
     train: Dataset | None = None,
     validation: Dataset | None = None,
 ) -> TaggingTrainer:
-    """A Trainer that pads each batch to its longest row."""
+    """Make a Trainer that pads each batch to its longest row."""
     return TaggingTrainer(
         model,
         labels,
@@ -245,7 +245,7 @@ def make_trainer(
 
 def evaluate(trainer: TaggingTrainer, sentences: Dataset, rows: Dataset, prefix: str, file: Path) -> dict[str, float]:
     """
-    One pass over the rows: metrics (empty without tags), and a file of predictions.
+    Evaluate in one pass over the rows: metrics (empty without tags), and a file of predictions.
 
     A line of the file is a word, its tag if that is known, and the predicted tag: what CoNLL's evaluation reads. White
     space inside a word is written as "_".

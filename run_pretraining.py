@@ -283,7 +283,7 @@ def load_models(
     max_seq_length: int,
     device: torch.device,
 ) -> tuple[DistilledStudent, Teacher | None]:
-    """The student with what distillation adds to it, and the teacher where there is one."""
+    """Load the student with what distillation adds to it, and the teacher where there is one."""
     student = load_student(arguments, config)
     if not distillation.needs_teacher:
         return DistilledStudent(student, distillation, (), None), None
@@ -306,7 +306,7 @@ def make_trainer(
     distillation_arguments: DistillationArguments,
     training_arguments: PretrainingArguments,
 ) -> PretrainingTrainer:
-    """A Trainer that distils the model on packed rows."""
+    """Make a Trainer that distils the model on packed rows."""
     distillation = model.distillation
     if training_arguments.ddp_find_unused_parameters is None:
         # Without logits the head gets no gradient, without routing the routers; looking for them costs every step.

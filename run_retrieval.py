@@ -223,7 +223,7 @@ def check_arguments(
 
 
 def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> SentenceTransformer:
-    """A sentence-transformers model in float32: a folder of that kind as it is, any other encoder with pooling."""
+    """Load a sentence-transformers model in float32: a folder of that kind as it is, any other encoder with pooling."""
     name = arguments.model_name_or_path
     if name is not None and is_sentence_transformer_model(name):
         model = load_sentence_transformer(name, "--model_name_or_path", arguments)
@@ -250,7 +250,7 @@ def load_encoder(arguments: RetrievalModelArguments, max_seq_length: int) -> Sen
 
 
 def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: bool) -> Transformer:
-    """sentence-transformers' module for an encoder that is loaded already, or has random weights."""
+    """Wrap an encoder that is loaded already, or has random weights, in sentence-transformers' module."""
 
     class Around(Transformer):
         def _load_model(self, *args, **kwargs) -> PreTrainedModel:
@@ -263,7 +263,7 @@ def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: b
 
 
 def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
-    """A sentence-transformers model by folder or Hub name, in float32."""
+    """Load a sentence-transformers model by folder or Hub name, in float32."""
     with explain_loading(f"{flag} {name}"):
         return SentenceTransformer(
             name,
@@ -352,7 +352,7 @@ class RetrievalResults:
         return scores is not None
 
     def flatten(self, name: str) -> dict[str, float]:
-        """A set's figures as they are called in `all_results.json`."""
+        """Name a set's figures as they are called in `all_results.json`."""
         return {
             f"{name}_{metric}" if system == "model" else f"{system}_{name}_{metric}": value
             for system, metrics in self.metrics[name].items()
@@ -360,7 +360,7 @@ class RetrievalResults:
         }
 
     def markdown(self) -> str:
-        """One table for each set."""
+        """Format one table for each set."""
         tables = []
         for name, systems in self.metrics.items():
             lines = [f"| {self.titles[name]} | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
@@ -377,7 +377,7 @@ def title_of(data: RetrievalSet) -> str:
 
 @contextlib.contextmanager
 def encoding_processes(model: SentenceTransformer, number: int) -> Iterator[dict | None]:
-    """Processes that encode, on the GPUs in turn or on the CPU; None for one."""
+    """Start processes that encode, on the GPUs in turn or on the CPU; None for one."""
     if number == 1:
         yield None
         return
@@ -458,7 +458,7 @@ def evaluate_bm25(sets: list[RetrievalSet], figures: RetrievalResults, rankings:
 
 
 def mteb_tasks(names: list[str]) -> list:
-    """MTEB's tasks of these names."""
+    """Return MTEB's tasks of these names."""
     if not names:
         return []
     try:

@@ -108,7 +108,7 @@ class DataArguments(TaskDataArguments):
 
 
 def load_questions(arguments: DataArguments) -> dict[str, list[Question]]:
-    """The questions by split: "train", "validation", "test", those that there are."""
+    """Load the questions by split: "train", "validation", "test", those that there are."""
     files = {split: getattr(arguments, f"{split}_file") for split in SPLITS}
     files = {split: file for split, file in files.items() if file is not None}
     name = arguments.dataset_name
@@ -155,7 +155,7 @@ class Split:
         return None not in answers and any(answers)
 
     def answers(self, start_logits: np.ndarray, end_logits: np.ndarray, arguments: DataArguments) -> list[Answer]:
-        """The model's answers from its logits, (windows, tokens) each."""
+        """Return the model's answers from its logits, (windows, tokens) each."""
         contexts = [question.context for question in self.questions]
         sizes = arguments.n_best_size, arguments.max_answer_length
         return find_answers(contexts, self.windows, start_logits, end_logits, *sizes)
@@ -165,7 +165,7 @@ def make_split(
     name: str, questions: list[Question], tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
 ) -> Split:
     """
-    Questions -> windows of tokens, which are kept in the cache of `datasets`: made once, then read.
+    Make windows of tokens of the questions, which are kept in the cache of `datasets`: made once, then read.
 
     Training questions none of whose answers stands where it should are left out.
     """
@@ -216,7 +216,7 @@ def make_split(
 def windows_key(
     name: str, rows: dict[str, list], spans: Sequence, sizes: tuple[int, int], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """A name for the windows that changes with everything they are made from, the code included."""
+    """Return a name for the windows that changes with everything they are made from, the code included."""
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
     # What the last call was, not what the tokenizer is.
     vocabulary["truncation"] = vocabulary["padding"] = None
@@ -229,7 +229,7 @@ def windows_key(
 
 
 def load_reader(arguments: ModelArguments, training: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with a head for spans, and its tokenizer."""
+    """Load a model with a head for spans, and its tokenizer."""
     checkpoint = read_checkpoint(arguments)
     # A classifier of two labels has an output layer of the same size.
     keeps_head = checkpoint.has_head("QuestionAnswering")
@@ -256,7 +256,7 @@ def score(
     questions: Sequence[Question], answers: Sequence[Answer], may_be_null: bool, threshold: float | None
 ) -> tuple[dict[str, float], float | None]:
     """
-    Metrics in percent, and the threshold they hold at: the one given, or the one of the best F1.
+    Return metrics in percent, and the threshold they hold at: the one given, or the one of the best F1.
 
     Without null answers there is no threshold, and every question gets its best candidate.
     """
@@ -276,7 +276,7 @@ def score(
 def predicted_texts(
     questions: Sequence[Question], answers: Sequence[Answer], threshold: float | None
 ) -> dict[str, str]:
-    """The answer to each question's id, "" for none: the official format of predictions."""
+    """Return the answer to each question's id, "" for none: the official format of predictions."""
     decided = [replace(answer, null_threshold=threshold) for answer in answers]
     return {question.id: answer.text for question, answer in zip(questions, decided)}
 
@@ -284,7 +284,7 @@ def predicted_texts(
 def write_answers(
     folder: Path, split: Split, answers: Sequence[Answer], may_be_null: bool, threshold: float | None
 ) -> None:
-    """Predictions and odds in the official script's format, and the candidates of each question, best first."""
+    """Write predictions and odds in the official script's format, and the candidates of each question, best first."""
     files = {"predictions": predicted_texts(split.questions, answers, threshold), "nbest": {}}
     for question, answer in zip(split.questions, answers):
         candidates = [asdict(candidate) for candidate in answer.candidates]
@@ -310,7 +310,7 @@ def make_trainer(
     train: Split | None = None,
     validation: Split | None = None,
 ) -> Trainer:
-    """A Trainer that pads each batch to its longest window and reports the metrics of the validation split."""
+    """Make a Trainer that pads each batch to its longest window and reports the metrics of the validation split."""
 
     def metrics(output) -> dict[str, float]:
         place = np.argsort(longest_first(validation.inputs))
@@ -332,7 +332,9 @@ def make_trainer(
 def evaluate(
     trainer: Trainer, split: Split, prefix: str, arguments: DataArguments, may_be_null: bool, threshold: float | None
 ) -> tuple[dict[str, float], float | None]:
-    """One pass over a split: its metrics, as far as answers are known, the null threshold used, and the files."""
+    """
+    Evaluate in one pass over a split: its metrics, as far as answers are known, the null threshold used, and the files.
+    """
     output = trainer.predict(split.inputs, metric_key_prefix=prefix)
     answers = split.answers(*output.predictions[:2], arguments)
     metrics = output.metrics | {f"{prefix}_samples": len(split.questions)}

@@ -64,11 +64,11 @@ REPORT_FILES = ("upcycle_report.json", "upcycle_report.md")
 
 @dataclass
 class UpcycleArguments:
-    """What becomes what."""
+    """Teacher, student and how one becomes the other."""
 
     teacher_name_or_path: str = field(metadata={"help": "A ModernBERT or BERT: folder or Hub name."})
     config: str = field(metadata={"help": "Folder with the student's config.json, as configs/tiny."})
-    output_dir: str = field(metadata={"help": "Where the student goes, with the teacher's tokenizer."})
+    output_dir: str = field(metadata={"help": "Folder to write the student to, with the teacher's tokenizer."})
     layer_map: str = field(
         default="stepwise", metadata={"help": f"{', '.join(LAYER_MAPS)}, or K layer numbers as 0,4,8."}
     )
@@ -83,7 +83,9 @@ class UpcycleArguments:
         },
     )
     fit_rows: int = field(default=100, metadata={"help": "Rows of 256 tokens to fit to a BERT on; 0: embedding only."})
-    text_file: str | None = field(default=None, metadata={"help": "Text to report on: txt, json, jsonl, parquet."})
+    text_file: str | None = field(
+        default=None, metadata={"help": "File of text for the report: txt, json, jsonl, parquet."}
+    )
     compare: bool = field(
         default=False,
         metadata={
@@ -91,7 +93,7 @@ class UpcycleArguments:
         },
     )
     max_rows: int = field(default=32, metadata={"help": "Rows of 256 tokens to report on."})
-    seed: int = field(default=0, metadata={"help": "Of the weights that are fresh, and of the masks."})
+    seed: int = field(default=0, metadata={"help": "Seed of new weights and of the masks."})
 
 
 def report_rows(

@@ -1,5 +1,5 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What benchmarks share: options, timing several functions in turn, and the file of results."""
+"""Shared by the benchmarks: options, timing several functions in turn, and the file of results."""
 
 import argparse
 import json

@@ -66,7 +66,7 @@ def parse_arguments(*dataclass_types: type, description: str) -> tuple:
 
 
 def arguments_of_file(file: Path) -> list[str]:
-    """The command line that a .json file of arguments stands for."""
+    """Return the command line that a .json file of arguments stands for."""
     try:
         values = json.loads(file.read_text("utf-8"))
     except OSError:

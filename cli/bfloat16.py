@@ -59,7 +59,7 @@ def bfloat16_slowdown(device: torch.device) -> float:
 
 
 def describe_slowdown(slowdown: float, device: torch.device) -> str:
-    """The warning for a measured slowdown; "" if it is none."""
+    """Return the warning for a measured slowdown; "" if it is none."""
     if slowdown <= TOLERATED:
         return ""
     return (

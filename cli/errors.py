@@ -74,7 +74,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[<])")
 
 def error_message(error: BaseException) -> str:
     """
-    A library's message on one line: whole if it is short, else the sentences at its beginning.
+    Return a library's message on one line: whole if it is short, else the sentences at its beginning.
 
     A sentence is never cut: one that is longer than `MESSAGE_LENGTH` is shown to its end. An exception without a
     message gives its class name.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RouterTrainingArguments:
-    """How routers learn, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
+    """Learning rate and warm-up of routers, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
 
     router_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of routers. Default: that of all other weights."}
@@ -171,7 +171,7 @@ class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
 
 
 def _is_multiple(steps: float, of: float) -> bool:
-    """Whether steps, or shares of all steps below 1, are a multiple of others."""
+    """Return whether steps, or shares of all steps below 1, are a multiple of others."""
     if (steps < 1) != (of < 1):
         return False
     scale = 1_000_000 if of < 1 else 1  # without the rounding of binary fractions

@@ -116,7 +116,7 @@ class TokenizedCorpus:
         return int(self.lengths.sum())
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """(V,) how often each token occurs."""
+        """Count how often each token occurs, (V,)."""
         return sum(np.bincount(values, minlength=vocab_size) for values in self._values)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -237,7 +237,7 @@ def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase, 
 
 def load_texts(files: Sequence[str], text_column: str, streaming: bool = False):
     """
-    A `datasets` data set with a column of text, from local files of one kind or from the Hub.
+    Load a `datasets` data set with a column of text, from local files of one kind or from the Hub.
 
     Raises:
         UserError: as `prepare_corpus`.
@@ -304,7 +304,7 @@ def is_file(source: str) -> bool:
 
 
 def check_text_files(sources: Sequence[str]) -> None:
-    """As `check_text_file`, for those sources that are files."""
+    """Check the sources that are files, as `check_text_file` does."""
     for source in sources:
         if is_file(source):
             check_text_file(Path(source))

@@ -31,7 +31,7 @@ def is_tag(tag) -> bool:
 
 def spans_of(tags: Sequence[str]) -> list[Span]:
     """
-    The entities of one sentence, in any scheme, as CoNLL's own evaluation reads them.
+    Return the entities of one sentence, in any scheme, as CoNLL's own evaluation reads them.
 
     An entity that does not begin with B- or S- begins where its type does; neighbours of one type are parted by B-, S-
     and E-.

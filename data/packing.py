@@ -69,7 +69,7 @@ def pack(lengths: np.ndarray, row_length: int) -> list[list[int]]:
 @dataclass(frozen=True)
 class Masking:
     """
-    How tokens are masked for the masked language model: 80 % become [MASK], 10 % another token, 10 % stay (as BERT).
+    Masking of tokens for the masked language model: 80 % become [MASK], 10 % another token, 10 % stay (as BERT).
 
     Attributes:
         probability: Share of the tokens of a masked sequence that are to be predicted.
@@ -168,7 +168,7 @@ def make_row(
     generator: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
     """
-    One row of packed sequences.
+    Make one row of packed sequences.
 
     Returns:
         Tensors (row_length,) int64: `input_ids` (masked), `clean_input_ids`, `labels`, `position_ids` (from 0 in every
@@ -275,7 +275,7 @@ class PackedRows(Dataset):
             block += 1
 
     def _load(self, block: int) -> tuple[np.ndarray, list[list[int]]]:
-        """Sequences of a block and their rows, in a random order. Blocks before it have been loaded once."""
+        """Load the sequences of a block and their rows, in a random order. Blocks before it have been loaded once."""
         if self._block is None or self._block[0] != block:
             generator = np.random.default_rng([self.seed, 0, block])
             size = min(BLOCK, max(len(self.corpus), 1))
@@ -294,7 +294,7 @@ class PackedRows(Dataset):
         return self._block[1:]
 
     def _sequences(self, source: int, start: int, count: int) -> np.ndarray:
-        """`count` sequences of a source from the `start`-th on, in endless random passes."""
+        """Return `count` sequences of a source from the `start`-th on, in endless random passes."""
         first, size = self.bounds[source], self.bounds[source + 1] - self.bounds[source]
         numbers = np.arange(start, start + count)
         indices = np.empty(count, dtype=np.int64)

@@ -40,7 +40,7 @@ SCALE = 20.0
 
 def read_row_file(file: str) -> Dataset:
     """
-    Rows of "anchor", "positive", any "negative..." columns, and "scores", if there are such columns.
+    Read rows of "anchor", "positive", any "negative..." columns, and "scores", if there are such columns.
 
     "scores" holds a teacher's logits of the positive and of each negative, in that order.
 
@@ -76,7 +76,7 @@ def read_row_file(file: str) -> Dataset:
 
 
 def pairs_of(data: RetrievalSet) -> Dataset:
-    """One row for each relevant document of each query."""
+    """Make one row for each relevant document of each query."""
     row_of = {identifier: row for row, identifier in enumerate(data.corpus.ids)}
     relevant = [
         (query, document) for query, judged in data.qrels.items() for document, grade in judged.items() if grade > 0
@@ -96,7 +96,8 @@ def add_negatives(
     batch_size: int,
 ) -> Dataset:
     """
-    Columns "negative_1", ...: the documents most like the anchor among those clearly less like it than the positive.
+    Add columns "negative_1", ...: the documents most like the anchor among those clearly less like it than the
+    positive.
 
     A row for which there are fewer is left out, and it is said how many are.
 

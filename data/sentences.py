@@ -94,7 +94,7 @@ def _infer_text_columns(place: str, row: dict, label_column: str, text_columns: 
 
 def files_of_task(data_dir: Path, task: Task) -> dict[str, str]:
     """
-    The files of a task in a folder of tasks, by split: TASK/train.jsonl and so on.
+    Return the files of a task in a folder of tasks, by split: TASK/train.jsonl and so on.
 
     Besides "train", "validation" and "test" these are the splits the task has of its own ("validation_matched", ...).
 

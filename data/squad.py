@@ -55,7 +55,7 @@ class Question:
 
 def read_squad(file: str, needs_answers: bool = True, strict: bool = False) -> list[Question]:
     """
-    The questions of a file in SQuAD's JSON format, 1.1 or 2.0.
+    Read the questions of a file in SQuAD's JSON format, 1.1 or 2.0.
 
     Args:
         needs_answers: False for a file to predict, whose questions may lack the field "answers".
@@ -92,7 +92,7 @@ def rows_to_questions(rows: Iterable[dict], name: str, needs_answers: bool, stri
 
 
 def checked(found: Iterable[tuple[str, Question, list]], source: str, strict: bool) -> list[Question]:
-    """Questions with different ids, after a report of the answers that do not stand where they are said to."""
+    """Check that questions have different ids, and report the answers that do not stand where they are said to."""
     questions, places, misplaced, num_answers = [], {}, [], 0
     for place, question, wrong in found:
         if question.id in places:

@@ -30,7 +30,7 @@ NO_LABEL = -100
 
 def tokens_of_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[list[int]]:
     """
-    Each word's token ids, of the words joined by spaces, as the tokenizer sees running text.
+    Return each word's token ids, of the words joined by spaces, as the tokenizer sees running text.
 
     A word of nothing the tokenizer keeps, such as a lone control character, is its unknown token.
     """
@@ -76,7 +76,7 @@ def windows_of(lengths: Sequence[int], capacity: int, overlap: int) -> list[rang
 
 
 def window_of_word(windows: Sequence[range], word: int, num_words: int) -> int:
-    """The window in which the word has most words on its shorter side, of those that hold it."""
+    """Return the window in which the word has most words on its shorter side, of those that hold it."""
 
     def context(number: int) -> int:
         window = windows[number]
@@ -95,7 +95,7 @@ def encode_sentences(
     overlap: int,
 ) -> Dataset:
     """
-    Sentences as rows of tokens, one or more for each.
+    Encode sentences as rows of tokens, one or more for each.
 
     A word is labelled at its first token, in one window only: the one that shows most around it. So each word counts
     once, in the loss as in the predictions.
@@ -158,7 +158,7 @@ def encode_sentences(
 
 def by_sentence(rows: Dataset, values: Sequence[Sequence]) -> list[list]:
     """
-    What belongs to the tokens, put together again by sentence and word.
+    Put values of tokens together again, by sentence and word.
 
     Args:
         rows: Of `encode_sentences`, in any order, whole sentences.

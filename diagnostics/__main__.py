@@ -30,11 +30,11 @@ from modernalbert.merge_experts import text_batches
 
 @dataclass
 class DiagnosticsArguments:
-    """Where a ModernALBERT's routers send the tokens of a text, and how different its experts are."""
+    """Options of the routing report."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
     text_file: str = field(metadata={"help": "Text, one sentence a line."})
-    output_dir: str = field(metadata={"help": "Gets routing_report.json, .md and .png."})
+    output_dir: str = field(metadata={"help": "Folder to write routing_report.json, .md and .png."})
 
 
 def main() -> None:

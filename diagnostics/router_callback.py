@@ -295,7 +295,9 @@ class RouterCallback(TrainerCallback):
 
 
 def find_routed_models(model: nn.Module) -> list[RoutedModel]:
-    """The ModernALBERT encoders and the models with MoL adapters inside a model, where their routers route tokens."""
+    """
+    Find the ModernALBERT encoders and the models with MoL adapters inside a model, where their routers route tokens.
+    """
     found = []
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -315,7 +317,7 @@ def find_routed_models(model: nn.Module) -> list[RoutedModel]:
 
 
 def adapted_models(model: nn.Module) -> Iterator[RoutedModel]:
-    """The models whose forwards the tuner observes, with the layers of their active adapter."""
+    """Return the models whose forwards the tuner observes, with the layers of their active adapter."""
     for module in model.modules():
         # By where the hook comes from: without adapters the tuner, and peft, need not be there.
         if not any(getattr(hook, "__module__", None) == TUNER_OBSERVER for hook in module._forward_hooks.values()):
@@ -334,12 +336,12 @@ def adapted_models(model: nn.Module) -> Iterator[RoutedModel]:
 
 
 def routed_feed_forwards(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The FFNs with a router, native and adapted, by name."""
+    """Return the FFNs with a router, native and adapted, by name."""
     return ((name, module) for name, module in model.named_modules() if module._modules.get("mol_router") is not None)
 
 
 def usage_averages(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The moving averages of the routing (E,), by FFN, and by position where each has a router of its own."""
+    """Return the moving averages of the routing (E,), by FFN, and by position where each has a router of its own."""
     averages = {}
     for name, module in routed_feed_forwards(model):
         usage = module.mol_usage
@@ -355,8 +357,8 @@ def usage_averages(model: nn.Module) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def gradient_norms(model: nn.Module) -> dict[str, float]:
     """
-    Norms of a model's gradients as they are: of its routers, of the FFNs that these route, experts included, and of all
-    that is no router ("rest").
+    Compute norms of a model's gradients as they are: of its routers, of the FFNs that these route, experts included,
+    and of all that is no router ("rest").
     """
     kinds = {}
     for _, module in routed_feed_forwards(model):
@@ -381,7 +383,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
 
 
 def busiest_experts(usage: list[float]) -> tuple[list[int], float]:
-    """The two experts that weigh most (one of fewer than four), and their share of the routing weight."""
+    """Return the two experts that weigh most (one of fewer than four), and their share of the routing weight."""
     order = sorted(range(len(usage)), key=lambda expert: -usage[expert])[: 2 if len(usage) >= 4 else 1]
     return sorted(order), sum(usage[expert] for expert in order)
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where the routers of a Mixture of LoRAs send the tokens of a text, and how different the experts are."""
+"""Report of where the routers of a Mixture of LoRAs send the tokens of a text, and how different the experts are."""
 
 import json
 from collections.abc import Iterable
@@ -83,7 +83,7 @@ class GroupExperts:
 
 @dataclass
 class RoutingReport:
-    """What the routers of a ModernALBERT do with a text; see `measure`, and `save` for what comes of it."""
+    """Report of the routing of a text by a ModernALBERT; made by `measure`, written by `save`."""
 
     num_experts: int
     num_experts_per_tok: int
@@ -172,18 +172,18 @@ class RoutingReport:
         return [(use.layer, e) for use in self.layers for e, share in enumerate(use.usage) if share < floor]
 
     def to_dict(self) -> dict:
-        """The figures, ready for JSON."""
+        """Return the figures, ready for JSON."""
         return asdict(self) | {"idle_experts": self.idle_experts}
 
     @classmethod
     def from_dict(cls, values: dict) -> "RoutingReport":
-        """What `to_dict` gave, from JSON for one."""
+        """Build from what `to_dict` gave, for example from JSON."""
         values = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         layers = [RouterUse(**use) for use in values["layers"]]
         return cls(**values | {"layers": layers, "groups": [GroupExperts(**group) for group in values["groups"]]})
 
     def to_markdown(self) -> str:
-        """A section for a model card."""
+        """Format a section for a model card."""
         lines = [
             "## Routing",
             "",
@@ -252,13 +252,16 @@ class RoutingReport:
 
 
 def _cell(token: str) -> str:
-    """A token as code in a markdown table."""
+    """Format a token as code in a markdown table."""
     token = token.replace("|", "\\|")
     return f"`` {token} ``" if "`" in token else f"`{token}`"
 
 
 def describe_experts(mlp) -> tuple[list[float], list[list[float]], list[float]]:
-    """Of a routed FFN: moving average (E), cosines between deltas (E, E), and their norms relative to the FFN's (E)."""
+    """
+    Describe the experts of a routed FFN: moving average (E), cosines between deltas (E, E), norms relative to the FFN's
+    (E).
+    """
     experts: Experts = mlp.experts
     products = sum(
         _inner_products(A.double(), B.double())
@@ -273,13 +276,13 @@ def describe_experts(mlp) -> tuple[list[float], list[list[float]], list[float]]:
 
 
 def _inner_products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """Of (E, r, x) and (E, y, r): <B_i A_i, B_j A_j> for all i, j, without building a delta."""
+    """Compute <B_i A_i, B_j A_j> for all i, j of (E, r, x) and (E, y, r), without building a delta."""
     return (torch.einsum("irx,jsx->ijrs", A, A) * torch.einsum("iyr,jys->ijrs", B, B)).sum(dim=(-2, -1))
 
 
 def top_tokens(by_token: torch.Tensor, uses: int, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
     """
-    The tokens that weigh most for each expert.
+    Return the tokens that weigh most for each expert.
 
     Args:
         by_token: (vocabulary, E + 1) sums of q by token, and counts.

@@ -52,7 +52,7 @@ class RoutingTally:
         return dense_weights
 
     def figures(self) -> dict[str, list | float]:
-        """The fields of a `RouterUse`, but for its place in the model."""
+        """Return the fields of a `RouterUse`, but for its place in the model."""
         usage, slots = self.usage / self.num_tokens, self.slots / (self.num_tokens * self.k)
         usage_entropy = relative_entropy(usage).item()
         return {
@@ -67,7 +67,7 @@ class RoutingTally:
 
 
 def relative_entropy(p: torch.Tensor) -> torch.Tensor:
-    """Entropies of distributions, (..., E) -> (...), as shares of log E."""
+    """Compute entropies of distributions, (..., E) -> (...), as shares of log E."""
     return torch.special.entr(p).sum(dim=-1) / math.log(p.shape[-1])
 
 

@@ -46,13 +46,13 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def predictions_from_logits(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Logits (rows, labels) -> label ids (rows,), or (rows, 1) -> numbers (rows,) for regression."""
+    """Predict from logits: (rows, labels) -> label ids (rows,), or (rows, 1) -> numbers (rows,) for regression."""
     return logits[:, 0] if task.is_regression else logits.argmax(axis=-1)
 
 
 def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    The task's metrics.
+    Compute the task's metrics.
 
     Args:
         predictions: (rows,) label ids or numbers.

@@ -98,7 +98,7 @@ def search(
     block: int = CORPUS_BLOCK,
 ) -> Ranking:
     """
-    The best documents of each query by inner product, among all of them.
+    Find the best documents of each query by inner product, among all of them.
 
     Only `block` documents are in memory at once, so `documents` may be mapped from a file larger than it. Documents of
     equal score come in the order of the corpus, wherever the blocks end.
@@ -137,7 +137,7 @@ def search(
 
 
 def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`torch.topk` along the second dimension, but equal values come in the order of their columns."""
+    """Compute `torch.topk` along the second dimension, but equal values come in the order of their columns."""
     k = min(k, scores.shape[1])
     smallest = scores.topk(k, dim=1).values[:, -1:]
     above, equal = scores > smallest, scores == smallest
@@ -170,7 +170,7 @@ def search_bm25(queries: Sequence[str], corpus: Corpus, depth: int = DEPTH) -> R
 
 def query_metrics(qrels: Qrels, run: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """
-    The metrics of each query, as trec_eval counts them.
+    Compute the metrics of each query, as trec_eval counts them.
 
     Documents of equal score are ordered by id, the greater first: trec_eval's rule. A query for which nothing was found
     or nothing is relevant counts 0.

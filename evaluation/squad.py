@@ -29,12 +29,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """The text in lower case, without ASCII punctuation, the words a, an, the, and superfluous white space."""
+    """Normalise the text: lower case, without ASCII punctuation, the words a, an, the, and superfluous white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if both are the same after normalisation."""
+    """Return 1.0 if both are the same after normalisation."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
@@ -52,7 +52,7 @@ def token_f1(prediction: str, answer: str) -> float:
 
 def question_scores(question: Question, prediction: str) -> dict[str, float]:
     """
-    "exact" and "f1" of one prediction, 0 to 1: those of the answer that it is nearest to.
+    Compute "exact" and "f1" of one prediction, 0 to 1: those of the answer that it is nearest to.
 
     As in the official script, answers of which normalisation leaves nothing ("the") do not count.
     """
@@ -65,7 +65,7 @@ def question_scores(question: Question, prediction: str) -> dict[str, float]:
 
 def squad_metrics(questions: Sequence[Question], predictions: dict[str, str]) -> dict[str, float]:
     """
-    What the official script (evaluate-v2.0.py) reports, under its names, in percent.
+    Compute what the official script (evaluate-v2.0.py) reports, under its names, in percent.
 
     Args:
         questions: With answers.
@@ -91,7 +91,7 @@ def best_thresholds(
     questions: Sequence[Question], predictions: dict[str, str], null_odds: dict[str, float]
 ) -> dict[str, float]:
     """
-    The highest metrics that a threshold on the odds can give, in percent, and the threshold.
+    Find the highest metrics that a threshold on the odds can give, in percent, and the threshold.
 
     A question of higher odds than the threshold gets no answer. Unlike the official script's search, questions of
     equal odds are never parted, as no threshold could, and the threshold is halfway between the odds it parts (our

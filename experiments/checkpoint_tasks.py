@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What a checkpoint is worth on tasks: it, its teacher, its size from random weights, and what needs no model.
+Evaluation of a checkpoint on tasks, beside its teacher, its size from random weights, and baselines without a model.
 
     python experiments/checkpoint_tasks.py --models nano=outputs/nano-decayed teacher=$TEACHER random=configs/nano \\
         --tasks sst2=$DATA_DIR/sst2 mnli=$DATA_DIR/sick_nli squad=$DATA_DIR/squad_v2 \\

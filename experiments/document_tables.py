@@ -14,14 +14,17 @@
 """
 The tables of figures in the documentation, from the files that were measured.
 
-    python experiments/document_tables.py --documents README.md docs/performance.md
-    python experiments/document_tables.py --documents README.md docs/performance.md model_cards/*.md --check
+    python experiments/document_tables.py --documents README.md docs/tasks.md docs/performance.md
+    python experiments/document_tables.py --documents README.md docs/tasks.md --check
 
 A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`, NAME one of
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
+    summary   a few rows of it
     ffn, sweep, encoder, training, tuner, memory, export
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
+    speed     the same in one sentence
+    sizes     configs/*/config.json
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     adapters  experiments/results/adapters.json: what `experiments/adapters_side_by_side.py` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
@@ -51,7 +54,7 @@ from pathlib import Path
 import torch
 from transformers import ModernBertConfig
 
-from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM
+from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBERTModel
 from modernalbert.benchmarks.recipe_speed import TEACHERS
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
@@ -90,7 +93,18 @@ METRICS = {
     "validation_spearman": "Spearman, validation",
     "test_spearman": "Spearman, test",
 }
-
+# The summary's rows, those of them that were measured: set and metric.
+SUMMARY = (
+    ("stsb, not fine-tuned", "test_spearman"),
+    ("sts, not fine-tuned", "test_spearman"),
+    ("sst2", "accuracy"),
+    ("sick_nli", "accuracy"),
+    ("mrpc", "f1"),
+    ("squad_v2", "f1"),
+    ("wikipedia_leads", "ndcg_at_10"),
+)
+WITHOUT_MODEL = ("majority", "no answer", "tfidf", "bm25")
+SIZES = ("nano", "tiny", "medium", "base", "large")
 
 # Rows of the benchmarks, in this order.
 FFNS = {
@@ -290,6 +304,23 @@ def task_table(rows: list[dict]) -> str:
     return markdown(header, body, num_words=2)
 
 
+def summary_table(rows: list[dict]) -> str:
+    """Format a few rows of the task table: the best score without a model, nano, its teacher."""
+    by_subject = {(row["data"], row["metric"], row["model"]): row for row in rows}
+    counts = {row["data"]: row["train_rows"] for row in rows if row.get("train_rows")}
+    body = []
+    for data, metric in SUMMARY:
+        baselines = [row for name in WITHOUT_MODEL if (row := by_subject.get((data, metric, name)))]
+        if (data, metric, "nano") not in by_subject or not baselines:
+            continue
+        best = max(baselines, key=lambda row: row["mean"])
+        scores = (by_subject.get((data, metric, model)) for model in ("nano", "teacher"))
+        line = [data, f"{counts[data]:,}" if data in counts else "", METRICS.get(metric, metric)]
+        line.append(f"{as_cell(best)} ({MODELS[best['model']]})")
+        body.append([*line, *(as_cell(row) if row else "" for row in scores)])
+    return markdown(["set", "rows trained on", "metric", "best without a model", "nano", "its teacher"], body, 3)
+
+
 def as_cell(row: dict) -> str:
     """The mean times 100, with deviation and number of seeds where there are several."""
     mean = f"{100 * row['mean']:.1f}"
@@ -414,6 +445,24 @@ def tuner_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
+def speed_sentence(sections: dict[str, dict], device: str) -> str:
+    """Say what experts cost: the feed-forward network in float32 on many tokens, and whole encoders."""
+    name, ffn = first_section(sections, "ffn_float32_", "ffn_speed.py")
+    backend = "triton" if "triton" in ffn["forward"] else "grouped"
+    tokens = int(re.search(r"\d+(?=_tokens)", name)[0])
+    encoders = [
+        section["against_tiny_none"]["tiny"]["ratio"]
+        for name, section in sections.items()
+        if name.startswith("encoder_float32") and "tiny" in section["against_tiny_none"]
+    ]
+    forward, both = (ratio(ffn[kind], backend) for kind in ("forward", "forward_backward"))
+    return (
+        f"Speed on `{device}`, float32: on {tokens:,} tokens the mixture takes {forward} the time of the plain FFN "
+        f"({both} with the backward pass), {ratio(ffn['forward'], 'folded')} when merged. A Tiny encoder with experts "
+        f"takes {min(encoders):.2f}x to {max(encoders):.2f}x the time of one without."
+    )
+
+
 def memory_table(sections: dict[str, dict]) -> str:
     """Memory of training steps, and what weights take."""
     name, section = first_section(sections, "memory_", "memory.py")
@@ -535,6 +584,31 @@ def corpus_table(file: Path) -> str:
     return markdown(header, [*body, ["all", "", "", "", *totals]], num_words=4)
 
 
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def sizes_table() -> str:
+    """Format a line for each configuration in configs/, with the parameters of its encoder."""
+    body = []
+    for size in SIZES:
+        config = ModernALBERTConfig.from_pretrained(REPOSITORY / "configs" / size)
+        with torch.device("meta"):
+            parameters = ModernALBERTModel(config).num_parameters()
+        groups = config.modulated_groups
+        body.append(
+            [
+                f"`configs/{size}`",
+                f"{config.num_hidden_layers} = {config.num_groups} × {config.group_depth}",
+                f"{config.hidden_size:,}",
+                f"{config.intermediate_size:,} / {config.ffn_width(groups[0]):,}",
+                f"{groups[0] + 1} to {groups[-1] + 1}",
+                f"{parameters / 1e6:.1f} M",
+            ]
+        )
+    header = ["size", "layers = groups × depth", "hidden", "FFN / MoL FFN", "groups with MoL", "parameters"]
+    return markdown(header, body)
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 # Of an H100 in bfloat16; what the recipes are written for; what we aim at.
@@ -626,6 +700,7 @@ def main() -> None:
     benchmarks = Path(arguments.benchmarks)
     tables = {
         "task": lambda: task_table(read_results(Path(arguments.results_dir))),
+        "summary": lambda: summary_table(read_results(Path(arguments.results_dir))),
         "ffn": lambda: ffn_table(read_benchmarks(benchmarks)),
         "sweep": lambda: sweep_table(read_benchmarks(benchmarks)),
         "encoder": lambda: encoder_table(read_benchmarks(benchmarks)),
@@ -633,6 +708,8 @@ def main() -> None:
         "tuner": lambda: tuner_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "export": lambda: export_table(read_benchmarks(benchmarks)),
+        "speed": lambda: speed_sentence(read_benchmarks(benchmarks), benchmarks.stem),
+        "sizes": sizes_table,
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "adapters": lambda: adapters_table(RESULTS / "adapters.json"),
         "merging": lambda: merging_table(RESULTS / "merging.json"),

@@ -15,7 +15,7 @@
 Semantic textual similarity of raw embeddings: Spearman's correlation of cosine and human score, with no training.
 
     python experiments/embedding_similarity.py --model_name_or_path outputs/nano-decayed \\
-        --files $DATA_DIR/sts/validation.jsonl $DATA_DIR/sts/test.jsonl --output_dir outputs/sts
+        --files $DATA_DIR/stsb/validation.jsonl $DATA_DIR/stsb/test.jsonl --output_dir outputs/stsb
 
 An embedding is the mean of the last states of all real tokens. Files have columns sentence1, sentence2 and label.
 `all_results.json` in the output folder has `<file>_spearman` and `<file>_pairs` of each, by its name without ending.

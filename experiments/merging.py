@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What each way of merging keeps of a fine-tuned model.
+Comparison of merge methods on a fine-tuned model.
 
     python experiments/merging.py --data sst2 --task_name sst2 --model_name_or_path outputs/sst2 \\
         --train_file $DATA_DIR/sst2/train.jsonl --validation_file $DATA_DIR/sst2/validation.jsonl \\

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What the routers of the shipped checkpoint do with the Wikipedia leads that its pretraining left out.
+Routing report of the shipped checkpoint on the Wikipedia leads that its pretraining left out.
 
     python experiments/nano_routing.py --retrieval_folder outputs/retrieval-sets/wikipedia_leads \\
         --output_dir outputs/nano-routing

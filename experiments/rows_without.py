@@ -14,8 +14,8 @@
 """
 Rows to train on that share no text with the rows that judge.
 
-    python experiments/rows_without.py --rows $DATA_DIR/sts/train.jsonl --without $DATA_DIR/mrpc/validation.jsonl \\
-        --output_file outputs/sts-without-mrpc/train.jsonl
+    python experiments/rows_without.py --rows $DATA_DIR/stsb/train.jsonl --without $DATA_DIR/mrpc/validation.jsonl \\
+        --output_file outputs/stsb-without-mrpc/train.jsonl
 
 Public sets borrow from each other: STS 2012 has pairs of MRPC. A row is left out where a text of it shares eight words
 in a row with one of --without, or equals one of four or more: as `experiments/nano_corpus.py` leaves out sentences.

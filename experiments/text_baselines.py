@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a classification task gives away without a language model: the commonest label, and weighted word counts."""
+"""Baselines of a classification task without a language model: the commonest label, and weighted word counts."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ PIPELINES = {
 
 
 def default_card(model: PreTrainedModel, name: str) -> str:
-    """A model card with what the configuration says; it claims no results."""
+    """Write a model card with what the configuration says; it claims no results."""
     head = next((head for head in PIPELINES if type(model).__name__.endswith(head)), "")
     is_modernbert = model.config.model_type == "modernbert"
     trust = "" if is_modernbert else ", trust_remote_code=True"
@@ -77,7 +77,7 @@ The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arX
 
 
 def usage_section(model: PreTrainedModel, name: str) -> str:
-    """How a sentence-transformers folder is used."""
+    """Write how a sentence-transformers folder is used."""
     trust = "" if model.config.model_type == "modernbert" else ", trust_remote_code=True"
     return f"""## Sentence embeddings
 
@@ -94,7 +94,7 @@ print(model.similarity(embeddings, embeddings))
 
 
 def code_section(folder: Path) -> str:
-    """The SHA-256 of each code file of a folder; empty where there is none."""
+    """Return the SHA-256 of each code file of a folder; empty where there is none."""
     files = sorted(folder.glob("*.py"))
     if not files:
         return ""
@@ -135,7 +135,7 @@ def _modernbert_rows(config) -> dict[str, str]:
 
 
 def _loading_notes(model: PreTrainedModel) -> str:
-    """How merged forms are loaded, for a model whose experts are not merged yet."""
+    """Write how merged forms are loaded, for a model whose experts are not merged yet."""
     config = model.config
     routed = getattr(config, "ffn_modulation", "none") == "mol" and config.num_experts > 1
     if not routed or config.expert_mixing != "token":

@@ -156,7 +156,7 @@ def _complete_tokenizer_config(config_file: Path) -> None:
 
 
 def _reads_first_position(model: PreTrainedModel) -> bool:
-    """Whether the classifier reads position 0, padding or not, as transformers' ModernBERT does."""
+    """Return whether the classifier reads position 0, padding or not, as transformers' ModernBERT does."""
     is_modernbert = type(model).__name__ == "ModernBertForSequenceClassification"
     return is_modernbert and model.config.classifier_pooling == "cls"
 
@@ -204,7 +204,7 @@ def load_model(
 
 
 def stored_dtype(name_or_path: str) -> torch.dtype | None:
-    """The dtype of most tensors in a model's file of weights; None if there is no single safetensors file."""
+    """Return the dtype of most tensors in a model's file of weights; None if there is no single safetensors file."""
     file = cached_file(name_or_path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
@@ -215,7 +215,7 @@ def stored_dtype(name_or_path: str) -> torch.dtype | None:
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, or None if there is none."""
+    """Load the tokenizer beside a model, or None if there is none."""
     try:
         return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 @torch.no_grad()
 def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
     """
-    The same function as one of transformers' `ModernBert...` classes.
+    Convert to one of transformers' `ModernBert...` classes that computes the same function.
 
     Groups are unrolled over depth, so that each of the N layers has weights of its own; FFNs narrower than the widest
     are padded with zeros; the factorised embedding is multiplied out, and with it the decoder that is tied to it; one
@@ -110,7 +110,7 @@ def check_expressible(config: ModernALBERTConfig, merged: bool = False) -> None:
 
 
 def modernbert_config(model: PreTrainedModel) -> ModernBertConfig:
-    """The configuration of the ModernBERT that `to_modernbert` returns."""
+    """Return the configuration of the ModernBERT that `to_modernbert` returns."""
     config = model.config
     ours = set(ModernALBERTConfig.__dataclass_fields__) - set(ModernBertConfig.__dataclass_fields__)
     dropped = ours | {"auto_map", "architectures", "model_type", "transformers_version", "num_labels"}
@@ -133,8 +133,9 @@ def modernbert_config(model: PreTrainedModel) -> ModernBertConfig:
 
 def _full_attention_period(config: ModernALBERTConfig) -> int:
     """
-    n, if exactly the layers 0, n, 2 n, ... have full attention. 0 otherwise, and where a rope_type is not the default:
-    readers that know this name alone cannot run such a model, and stop at 0 instead of computing something else.
+    Return n, if exactly the layers 0, n, 2 n, ... have full attention. 0 otherwise, and where a rope_type is not the
+    default: readers that know this name alone cannot run such a model, and stop at 0 instead of computing something
+    else.
     """
     if any(config.rope_parameters[layer_type]["rope_type"] != "default" for layer_type in set(config.layer_types)):
         return 0
@@ -144,7 +145,7 @@ def _full_attention_period(config: ModernALBERTConfig) -> int:
 
 
 def _modernbert_weights(model: PreTrainedModel, width: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of the new model, for `width` = its FFN width; what is not known passes unchanged."""
+    """Return names and tensors of the new model, for `width` = its FFN width; what is not known passes unchanged."""
     config, encoder = model.config, model.base_model
     prefix = "" if encoder is model else f"{model.base_model_prefix}."
     group_weights = [{} for _ in range(config.num_groups)]
@@ -180,7 +181,7 @@ def _modernbert_weights(model: PreTrainedModel, width: int) -> Iterator[tuple[st
 
 
 def _multiply_out(embedding: torch.Tensor, projection: nn.Module | None) -> torch.Tensor:
-    """(V, e) -> (V, d), float64."""
+    """Multiply out a factorised embedding: (V, e) -> (V, d), float64."""
     return embedding if projection is None else embedding.double() @ projection.weight.double().t()
 
 
@@ -207,7 +208,7 @@ def _merged_ffn(
 
 
 def _pad(weight: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """`weight` with zeros behind it along `dim`."""
+    """Pad `weight` with zeros behind it along `dim`."""
     shape = list(weight.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([weight, weight.new_zeros(shape)], dim=dim)

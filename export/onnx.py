@@ -54,7 +54,7 @@ CHECK_TEXTS = (
 @dataclass
 class OnnxReport:
     """
-    How the ONNX files compare with the model in PyTorch, in float32.
+    Comparison of the ONNX files with the model in PyTorch, in float32.
 
     Attributes:
         texts: Number of texts compared.
@@ -73,7 +73,7 @@ class OnnxReport:
     quantized_megabytes: float | None = None
 
     def to_markdown(self) -> str:
-        """A section for a model card."""
+        """Format a section for a model card."""
         lines = [
             "## ONNX",
             "",
@@ -147,7 +147,7 @@ def export_onnx(
 
 
 def output_names(model: PreTrainedModel) -> list[str]:
-    """Names of the graph's outputs."""
+    """Return the names of the graph's outputs."""
     if type(model).__name__.endswith("QuestionAnswering"):
         return ["start_logits", "end_logits"]
     return ["last_hidden_state" if model.base_model is model else "logits"]
@@ -184,7 +184,7 @@ def _write_graph(model: PreTrainedModel, batch: dict[str, torch.Tensor], file: P
 
 def _quantize_graph(file: Path, quantized: Path) -> None:
     """
-    int8 by onnxruntime's dynamic quantization.
+    Quantize to int8 by onnxruntime's dynamic quantization.
 
     The graph is folded first: weights that a Transpose brings to their MatMul would be quantized anew in every run. The
     shapes that the exporter noted contradict those of the folded graph, and are taken out.
@@ -237,7 +237,9 @@ def _replace_transposed_gemms(graph) -> None:
 
 
 def _router_nodes(graph) -> list[str]:
-    """Names of the nodes that multiply by a router's weight, directly or by way of nodes that only rearrange it."""
+    """
+    Return names of the nodes that multiply by a router's weight, directly or by way of nodes that only rearrange it.
+    """
     makers = {output: node for node in graph.node for output in node.output}
 
     def origin(name: str) -> str:
@@ -250,7 +252,7 @@ def _router_nodes(graph) -> list[str]:
 
 
 def run_onnx(file: Path, batches: Sequence[dict[str, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The outputs of an ONNX file for each batch, on the CPU."""
+    """Run an ONNX file on each batch, on the CPU, and return its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -287,7 +289,7 @@ def _largest_difference(model: PreTrainedModel, file: Path, batches: Sequence[di
 def _measure_agreement(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, file: Path, batches: Sequence[dict]
 ) -> tuple[str, float]:
-    """What the agreement of a quantized file with PyTorch is, and its value over all batches."""
+    """Return what the agreement of a quantized file with PyTorch is, and its value over all batches."""
     name = type(model).__name__
     if name.endswith("MaskedLM"):
         batches = [_mask_tokens(model, tokenizer, batch) for batch in batches]
@@ -323,7 +325,7 @@ def _measure_agreement(
 
 
 def _mask_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, batch: dict) -> dict:
-    """The batch with every fifth token, from the second on, masked."""
+    """Mask every fifth token of the batch, from the second on."""
     ids, mask = batch["input_ids"].clone(), batch["attention_mask"].bool()
     masked = torch.zeros_like(mask)
     masked[:, 1::5] = True
@@ -334,7 +336,7 @@ def _mask_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | No
 
 
 def _make_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> list[dict]:
-    """One text alone, then batches of up to eight, padded as the tokenizer pads."""
+    """Make batches: one text alone, then up to eight, padded as the tokenizer pads."""
     rows = [texts[:1], *(texts[start : start + 8] for start in range(1, len(texts), 8))]
     batches = []
     for row in rows:

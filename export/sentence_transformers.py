@@ -109,7 +109,7 @@ def write_pooling_modules(folder: str | Path, hidden_size: int, pooling: str = "
 
 
 def _module_paths(file: Path) -> list[PurePosixPath]:
-    """The folders of all modules but the first, from modules.json."""
+    """Return the folders of all modules but the first, from modules.json."""
     try:
         modules = json.loads(file.read_text("utf-8"))
         paths = [(module["type"], module["path"]) for module in modules]
@@ -133,7 +133,7 @@ def _module_paths(file: Path) -> list[PurePosixPath]:
 
 
 def _local_folder(source: str, revision: str | None) -> str:
-    """`source` itself if it is a folder, else where the small files of that repository were downloaded to."""
+    """Return `source` itself if it is a folder, else where the small files of that repository were downloaded to."""
     if Path(source).is_dir():
         return source
     try:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Whether the code of a model folder is this release's."""
+"""Comparison of a model folder's code with this release."""
 
 import json
 from pathlib import Path

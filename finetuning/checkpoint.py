@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    What is known of a checkpoint before its weights are read.
+    Facts about a checkpoint, known before its weights are read.
 
     Attributes:
         name: Folder or Hub name.

@@ -110,7 +110,7 @@ def run_suite(
     command: str,
 ) -> None:
     """
-    Every task with every seed, each in a folder of its own, and after each the table of what is finished.
+    Run every task with every seed, each in a folder of its own, and write the table of what is finished after each.
 
     Finished runs are kept, unfinished ones continue. A run that fails does not stop the others: the failures are named
     at the end. (In several processes only a `UserError`, which they all meet, is that harmless.) A finished run's
@@ -212,7 +212,7 @@ def plan_runs(
 
 def tasks_with_rows(data_arguments: TaskDataArguments, training_arguments: TrainingArguments) -> list[str]:
     """
-    The names of all tasks, MNLI first, as others may start from it.
+    Return the names of all tasks, MNLI first, as others may start from it.
 
     In a folder of data, a task without a sub-folder is left out, and said so; one with a sub-folder must have its rows.
     """
@@ -315,7 +315,7 @@ def data_name(settings: dict, task_name: str) -> str:
 
 
 def task_scores(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
-    """By task and model: the mean of the first metric over the task's validation sets."""
+    """Return by task and model the mean of the first metric over the task's validation sets."""
     first: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row["task"] not in GLUE_TASKS or row["metric"] == GLUE_TASKS[row["task"]].metrics[0]:

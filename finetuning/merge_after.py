@@ -32,7 +32,7 @@ LATENCY_TOKENS = 4096
 def check_merge(
     weights: str | None, model: PreTrainedModel, has_validation: bool, has_training: bool = True
 ) -> str | list[float] | None:
-    """The value of --merge_after, checked before anything long starts."""
+    """Check the value of --merge_after before anything long starts, and return it."""
     if weights is None:
         return None
     parsed = parse_weights(weights, flag="--merge_after", names=MERGE_AFTER)

@@ -62,7 +62,7 @@ class RidgeRegression:
         self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
         """
-        The map B A of rank r that minimises mean|(B A - B0 A0) x - y|^2 + ridge mean(x^2) |B A - B0 A0|^2.
+        Solve for the map B A of rank r that minimises mean|(B A - B0 A0) x - y|^2 + ridge mean(x^2) |B A - B0 A0|^2.
 
         Args:
             prior: (A0 (R, n), B0 (m, R)) float64; y is what is left after it.
@@ -83,7 +83,7 @@ def merge_calibrated(
     model: PreTrainedModel, weights: dict[int, torch.Tensor], batches: Sequence[dict], rank: int | None = None
 ) -> dict[int, MergedExpert]:
     """
-    One expert for each modulated group, fitted to what the group's routed FFN does with the text, at all its layers.
+    Fit one expert for each modulated group to what the group's routed FFN does with the text, at all its layers.
 
     Args:
         model: With `ffn_modulation="mol"`; it is run twice over the batches, in evaluation mode.

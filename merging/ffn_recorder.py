@@ -83,12 +83,12 @@ def mixture_calls(model: PreTrainedModel, visit: Callable) -> Iterator[Callable[
 
 
 def with_progress(items: Sequence, title: str, unit: str = " batches") -> Iterable:
-    """The items, with a bar on a terminal."""
+    """Iterate over the items, with a bar on a terminal."""
     return tqdm(items, desc=title, unit=unit, leave=False, disable=None)
 
 
 def dense_routing_weights(mlp: MoLFeedForward, depth: int, x: torch.Tensor) -> torch.Tensor:
-    """The weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
+    """Return the weight of every expert for every token, (T, d) -> (T, E); 0 for those not chosen."""
     expert_weights = mlp.get_expert_weights()
     if expert_weights is not None:
         return expert_weights.expand(len(x), -1)

@@ -73,8 +73,8 @@ def check_unwrapped(model: PreTrainedModel) -> None:
 
 def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
     """
-    A model of the same class with changed configuration, in evaluation mode. All tensors but the experts' are copied,
-    each in its dtype.
+    Copy a model with changed configuration, in evaluation mode. All tensors but the experts' are copied, each in its
+    dtype.
     """
     config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()) | changes)
     config._attn_implementation = model.config._attn_implementation
@@ -96,7 +96,7 @@ def copy_with(model: PreTrainedModel, **changes) -> PreTrainedModel:
 
 @torch.no_grad()
 def with_one_expert(model: PreTrainedModel, experts: dict[int, Experts]) -> PreTrainedModel:
-    """The model with one expert in place of E, by group, and without a router."""
+    """Build the model with one expert in place of E, by group, and without a router."""
     (rank,) = {expert.A_in.shape[1] for expert in experts.values()}
     new = copy_with(model, num_experts=1, lora_rank=rank, lora_alpha=rank)
     for k, expert in experts.items():
@@ -107,7 +107,7 @@ def with_one_expert(model: PreTrainedModel, experts: dict[int, Experts]) -> PreT
 
 @torch.no_grad()
 def fold(base: nn.Module, factors: Factors) -> nn.Module:
-    """A copy of `base` with the low-rank products added to the weights: the plain model's graph."""
+    """Copy `base` and add the low-rank products to the weights: the plain model's graph."""
     model = copy.deepcopy(base)
     for path, (A, B) in factors.items():
         module = model.get_submodule(path)

@@ -56,21 +56,21 @@ class ExpertSource(ABC):
 
     @abstractmethod
     def moving_average(self) -> dict[str, torch.Tensor]:
-        """The moving average (E,) of the routing in training, by layer."""
+        """Return the moving average (E,) of the routing in training, by layer."""
 
     @abstractmethod
     def measure_usage(self, batches: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """The mean weight (E,) of each expert on the batches, by layer."""
+        """Measure the mean weight (E,) of each expert on the batches, by layer."""
 
     @abstractmethod
     def fit(
         self, weights: dict[str, torch.Tensor], batches: Sequence[dict], rank: int | None
     ) -> dict[str, MergedExpert]:
-        """The experts that `calibrated` finds."""
+        """Fit experts by `calibrated`."""
 
     @abstractmethod
     def make_trainable(self, experts: dict[str, Experts]) -> dict[str, Experts]:
-        """A merged model with these experts (E = 1), to be trained: its own, whose factors are parameters."""
+        """Make a merged model with these experts (E = 1), to be trained: its own, whose factors are parameters."""
 
     @abstractmethod
     def finish(self, report: MergeReport, experts: dict[str, Experts]) -> None:
@@ -82,11 +82,11 @@ class ExpertSource(ABC):
 
     @abstractmethod
     def run(self, batch: dict, merged: bool) -> Any:
-        """The output of one of the two models."""
+        """Run one of the two models and return its output."""
 
     @abstractmethod
     def main_tensor(self, output: Any) -> torch.Tensor:
-        """The part of an output by which the error of the output is measured."""
+        """Return the part of an output by which the error of the output is measured."""
 
     @abstractmethod
     def token_mask(self, x: torch.Tensor, batch: dict) -> torch.Tensor | None:
@@ -94,7 +94,7 @@ class ExpertSource(ABC):
 
     @abstractmethod
     def factors(self, experts: dict[str, Experts]) -> Factors:
-        """Experts (E = 1) by the projections that they change."""
+        """Return experts (E = 1) by the projections that they change."""
 
     def layer_errors(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """
@@ -104,12 +104,12 @@ class ExpertSource(ABC):
         return contextlib.nullcontext({})
 
     def real_tokens(self, x: torch.Tensor, batch: dict) -> torch.Tensor:
-        """(rows, sequence, ...) -> (T, ...); what is not of tokens comes back as it is."""
+        """Select real tokens: (rows, sequence, ...) -> (T, ...); what is not of tokens comes back as it is."""
         mask = self.token_mask(x, batch)
         return x if mask is None else x[mask.bool().view(x.shape[: mask.dim()])]
 
     def outputs(self, output: Any, batch: dict) -> dict[str, torch.Tensor]:
-        """An output as `distillation_loss` takes it; of token logits, those at labels where there are labels."""
+        """Return an output as `distillation_loss` takes it; of token logits, those at labels where there are labels."""
         found = {name: output[name] for name in LOGITS if name in output}
         for name, x in found.items():
             labels = batch.get("labels")
@@ -132,7 +132,7 @@ def merge_layers(
     recovery: RecoverySettings | None = None,
 ) -> MergeReport:
     """
-    One expert in place of E, in every layer of a source, which ends with the merged ones installed.
+    Merge E experts into one in every layer of a source, which ends with the merged ones installed.
 
     Returns:
         A report without models.
@@ -203,7 +203,7 @@ def choose_batches(
     model: nn.Module, calibration: Iterable[dict] | None, measure_on: Iterable[dict] | None, fits: bool
 ) -> tuple[list[dict], list[dict], str | None]:
     """
-    Batches to fit to, batches to measure on, and what the latter are.
+    Choose batches to fit to, batches to measure on, and say what the latter are.
 
     Without `measure_on`, what is fitted leaves every fifth calibration batch (or the last of fewer) out, to measure on.
     """
@@ -224,7 +224,7 @@ def choose_batches(
 
 def check_batches(batches: Iterable[dict], name: str, model: nn.Module) -> list[dict]:
     """
-    A list of batches, with their tensors on the model's device.
+    Check the batches and return them as a list, with their tensors on the model's device.
 
     Raises:
         ValueError: it is one batch, texts, or empty.
@@ -271,7 +271,7 @@ def random_batch(model: nn.Module, batch_size: int = 8, length: int = 64) -> dic
 def resolve_weights(
     source: ExpertSource, weights: str | Sequence[float], batches: list[dict]
 ) -> dict[str, torch.Tensor]:
-    """The (E,) float32 weights of each layer's experts."""
+    """Resolve the (E,) float32 weights of each layer's experts."""
     (num_experts,) = {len(experts.A_in) for experts in source.experts.values()}
     if not isinstance(weights, str):
         if len(weights) != num_experts or not torch.tensor([float(w) for w in weights]).isfinite().all():

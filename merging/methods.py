@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-How E LoRA experts become one: each method is a small registered function on their factors.
+Methods that merge E LoRA experts into one: small registered functions on their factors.
 
 `linear` and `svd` work on the factors alone. `ties` and `dare` choose among the numbers of each delta: they build the
 deltas, one after another, and cut what comes out to a LoRA again.
@@ -42,7 +42,7 @@ class MergedExpert(NamedTuple):
 @dataclass(frozen=True)
 class MergeSettings:
     """
-    What a method may be told.
+    Settings of a merge method.
 
     Attributes:
         rank: Of the merged LoRA; None = what the method does by itself: E r, of one expert (r) for `svd`.
@@ -75,7 +75,7 @@ def register_merge_method(name: str) -> Callable:
 
 def merge_factors(method: str, experts: Experts, weights: torch.Tensor, settings: MergeSettings) -> MergedExpert:
     """
-    One expert in place of E, by a method of `MERGE_METHODS`, in float64.
+    Merge E experts into one by a method of `MERGE_METHODS`, in float64.
 
     Raises:
         ValueError: density or rank are not allowed, or no density is called for.
@@ -92,7 +92,7 @@ def merge_factors(method: str, experts: Experts, weights: torch.Tensor, settings
 
 def default_rank(experts: Experts, rank: int | None) -> int:
     """
-    The rank of a merged LoRA whose deltas may have full rank; None = E r.
+    Return the rank of a merged LoRA whose deltas may have full rank; None = E r.
 
     Raises:
         ValueError: it is not from 1 to full rank, or E r where that is more.
@@ -109,7 +109,7 @@ def default_rank(experts: Experts, rank: int | None) -> int:
 
 @register_merge_method("linear")
 def merge_linear(experts: Experts, weights: torch.Tensor, settings: MergeSettings) -> MergedExpert:
-    """sum_e w_e Delta_e, exactly, by concatenation: rank E r."""
+    """Concatenate factors: sum_e w_e Delta_e, exactly, with rank E r."""
     exact_rank = experts.A_in.shape[0] * experts.A_in.shape[1]
     if settings.rank not in (None, exact_rank):
         raise ValueError(
@@ -121,7 +121,9 @@ def merge_linear(experts: Experts, weights: torch.Tensor, settings: MergeSetting
 
 @register_merge_method("svd")
 def merge_svd(experts: Experts, weights: torch.Tensor, settings: MergeSettings) -> MergedExpert:
-    """The best rank-r approximation of sum_e w_e Delta_e in the Frobenius norm; rank None = that of one expert."""
+    """
+    Compute the best rank-r approximation of sum_e w_e Delta_e in the Frobenius norm; rank None = that of one expert.
+    """
     exact = concatenate_experts(experts, weights)
     full_rank = exact.A_in.shape[1]
     rank = experts.A_in.shape[1] if settings.rank is None else settings.rank
@@ -185,7 +187,7 @@ def merge_dare(experts: Experts, weights: torch.Tensor, settings: MergeSettings)
 
 
 def merge_deltas(experts: Experts, merge: Callable, settings: MergeSettings) -> MergedExpert:
-    """What `merge` makes of each projection's deltas, (y, x) each, one built at a time, as the nearest LoRA."""
+    """Apply `merge` to each projection's deltas, (y, x) each, one built at a time, and return the nearest LoRA."""
     rank = default_rank(experts, settings.rank)
 
     def merged(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -220,8 +222,8 @@ def split_evenly(
     u: torch.Tensor, s: torch.Tensor, vh: torch.Tensor, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """
-    The first `rank` terms of a singular value decomposition (y, n), (n,), (n, x) as A (rank, x) and B (y, rank), with
-    the singular values shared evenly, and the share of the squared norm they keep.
+    Return the first `rank` terms of a singular value decomposition (y, n), (n,), (n, x) as A (rank, x) and B (y, rank),
+    with the singular values shared evenly, and the share of the squared norm they keep.
     """
     total = s.square().sum()
     energy = 1.0 if total == 0 else (s[:rank].square().sum() / total).item()

@@ -76,7 +76,7 @@ class ModelExperts(ExpertSource):
         return {name: value if value.dim() == 1 else value.mean(dim=0) for name, value in usage.items()}
 
     def measure_usage(self, batches: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """What the model mixes with, over all uses of a group; all real tokens count alike."""
+        """Measure what the model mixes with, over all uses of a group; all real tokens count alike."""
         sums, counts = dict.fromkeys(self.groups.values(), 0.0), dict.fromkeys(self.groups.values(), 0)
 
         def visit(group, mlp, depth, x, output):

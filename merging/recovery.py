@@ -55,7 +55,7 @@ class RecoverySettings:
 @dataclass
 class RecoveryReport:
     """
-    What a recovery did.
+    Result of a recovery.
 
     Attributes:
         loss: What was lowered: "KL divergence of the outputs", or "relative squared distance of the states".
@@ -71,7 +71,7 @@ class RecoveryReport:
 
 def distillation_loss(routed: dict, merged: dict, is_multi_label: bool = False) -> tuple[torch.Tensor, str]:
     """
-    How far the merged model's outputs are from the routed model's.
+    Compute how far the merged model's outputs are from the routed model's.
 
     Args:
         routed, merged: Outputs by name, real tokens alone where there is one output per token: logits (N, C), the start

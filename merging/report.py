@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What merging did: the report, for a model's experts and an adapter's alike, and the folders it writes."""
+"""Report of a merge, for a model's experts and an adapter's alike, and the folders it writes."""
 
 import json
 import statistics
@@ -51,7 +51,7 @@ OUTPUT_FILES = ("adapter", "base", "folded", "merge_report.json", "merge_report.
 @dataclass
 class LayerReport:
     """
-    What merging did to the experts of one layer (one FFN, over all its uses).
+    Result of merging the experts of one layer (one FFN, over all its uses).
 
     Attributes:
         weights: (E,) of the experts.
@@ -118,7 +118,7 @@ class MergeReport:
         return self.base is not None
 
     def to_dict(self) -> dict:
-        """The figures, ready for JSON."""
+        """Return the figures, ready for JSON."""
         tensors = ("model", "base", "factors", "heads")
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in tensors}
         values["layers"] = {name: asdict(layer) for name, layer in self.layers.items()}
@@ -126,7 +126,7 @@ class MergeReport:
         return values | {"folded": self.folded}
 
     def to_markdown(self) -> str:
-        """A section for a model card."""
+        """Format a section for a model card."""
         lines = ["## Merged experts", "", f"Weights `{self.weights}`, method `{self.method}`, rank {self.rank}."]
         if self.parameters_before is not None:
             lines[-1] += f" Parameters: {self.parameters_before:,} before, {self.parameters_after:,} after."
@@ -265,20 +265,22 @@ model = PeftModel.from_pretrained(base, "adapter")
 
 
 def task_type_of(model: PreTrainedModel) -> str | None:
-    """peft's task type for a model, by its class; None for masked words and multiple choice, for which it has none."""
+    """
+    Return peft's task type for a model, by its class; None for masked words and multiple choice, for which it has none.
+    """
     endings = CLASS_ENDINGS.items()
     return next((task for task, ending in endings if type(model).__name__.endswith(ending)), None)
 
 
 def auto_class_of(task_type: str | None) -> str | None:
-    """transformers' Auto class for a task type of peft."""
+    """Return transformers' Auto class for a task type of peft."""
     return (
         f"Auto{'' if task_type == 'FEATURE_EXTRACTION' else 'Model'}{CLASS_ENDINGS[task_type]}" if task_type else None
     )
 
 
 def is_modernalbert(model: PreTrainedModel) -> bool:
-    """Whether a model is a ModernALBERT, with this package's code or that of a Hub folder."""
+    """Return whether a model is a ModernALBERT, with this package's code or that of a Hub folder."""
     return getattr(model.config, "model_type", None) == "modernalbert"
 
 

@@ -4,6 +4,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,27 @@ def test_what_travels_to_the_hub_imports_no_peft():
 
 def test_few_files_lie_at_the_root():
     assert len(list(REPOSITORY.glob("*.py"))) <= 18
+
+
+def test_the_tree_of_the_architecture_names_every_file():
+    text = (REPOSITORY / "ARCHITECTURE.md").read_text("utf-8")
+    tree = re.search(r"```text\n(.*?)```", text, flags=re.DOTALL)[1]
+    room, named = "", []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if name.endswith("/"):
+            room = name
+        else:
+            assert len(line.split()) > 1, f"{name} has no description"
+            named.append(f"{room}{name}" if line.startswith(" ") else name)
+    folders = {*MAY_IMPORT, ".", "experiments/study", "model_cards", "space", "docs/images"}
+    files = {file for folder in folders for file in REPOSITORY.glob(f"{folder}/*.py")}
+    expected = {
+        str(file.relative_to(REPOSITORY)) for file in files if file.parent == REPOSITORY or file.stem != "__init__"
+    }
+    assert sorted(named) == sorted(expected)
+    hub_files = {line.split(".py")[0] for line in tree.splitlines() if line.endswith("[Hub]")}
+    assert hub_files == HUB_FILES
 
 
 def run_python(code: str) -> str:

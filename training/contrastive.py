@@ -39,7 +39,7 @@ DISTILLATIONS = ("kl", "margin_mse")
 
 
 def scaled_cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Logits (n,) of n pairs."""
+    """Compute the logits (n,) of n pairs."""
     return SCALE * pairwise_cos_sim(a, b)
 
 
@@ -74,7 +74,7 @@ def make_loss(
     matryoshka_dims: Sequence[int] | None = None,
 ) -> nn.Module:
     """
-    The loss of the rows: every other row's documents are negatives too.
+    Make the loss of the rows: every other row's documents are negatives too.
 
     Args:
         mini_batch_size: Rows in memory at once; the batch may then be as large as you like (GradCache).
@@ -94,7 +94,7 @@ def make_loss(
 
 
 class _Scale:
-    """What the loss of the current step is multiplied by on its way back (accumulation, gradient scaler)."""
+    """Factor of the loss of the current step on its way back (accumulation, gradient scaler)."""
 
     value: torch.Tensor
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What a student learns from: masked words, and a teacher's logits, hidden states and sentence embeddings.
+Losses of distillation: masked words, and a teacher's logits, hidden states and sentence embeddings.
 
 `DistilledStudent` holds what is trained, the student and projections between widths; `Teacher` runs the frozen model.
 Both work on packed rows and agree on one order: the real tokens of a batch, row after row, and its sequences likewise.
@@ -96,7 +96,7 @@ class DistillationConfig:
 
     def resolved_layer_map(self, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
         """
-        The pairs of states for a student of N and a teacher of L layers.
+        Return the pairs of states for a student of N and a teacher of L layers.
 
         Raises:
             ValueError: a pair names a state that one of the two does not have.
@@ -131,7 +131,7 @@ class TeacherOutputs(NamedTuple):
 
 
 def sequence_numbers(position_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The sequence each real token of packed rows belongs to, counted through the batch: (T,), from 0."""
+    """Return the sequence each real token of packed rows belongs to, counted through the batch: (T,), from 0."""
     within_row = sequence_indices(position_ids, attention_mask)
     if within_row is None:
         within_row = torch.zeros_like(position_ids)
@@ -141,7 +141,7 @@ def sequence_numbers(position_ids: torch.Tensor, attention_mask: torch.Tensor) -
 
 
 def mean_pool(states: torch.Tensor, sequences: torch.Tensor, num_sequences: int) -> torch.Tensor:
-    """(T, d) and (T,) -> (S, d), the mean of each sequence's tokens, special ones included, in at least float32."""
+    """Average the tokens of each sequence, special ones included, in at least float32: (T, d) and (T,) -> (S, d)."""
     states = states.float() if states.dtype in (torch.float16, torch.bfloat16) else states
     sums = states.new_zeros(num_sequences, states.shape[-1]).index_add_(0, sequences, states)
     counts = torch.bincount(sequences, minlength=num_sequences)
@@ -222,7 +222,9 @@ class Teacher:
         )
 
     def _run(self, input_ids: torch.Tensor, mask: torch.Tensor, wanted: torch.Tensor):
-        """Outputs, and the last state, for a padded batch; logits (n, V) of the n tokens that are wanted alone."""
+        """
+        Return outputs, and the last state, for a padded batch; logits (n, V) of the n tokens that are wanted alone.
+        """
         with contextlib.ExitStack() as stack:
             if self.config.logits_weight:
                 # The decoder is as wide as the vocabulary: it is not run on tokens whose logits nobody asks for.
@@ -319,7 +321,7 @@ class DistilledStudent(nn.Module):
         places = real.flatten().nonzero().squeeze(1)
 
         def tokens(values: torch.Tensor) -> torch.Tensor:
-            """Of the real tokens: (rows, length, ...) -> (T, ...)."""
+            """Select the real tokens: (rows, length, ...) -> (T, ...)."""
             return values.flatten(0, 1).index_select(0, places)
 
         last, targets = tokens(outputs.last_hidden_state), tokens(labels)
@@ -374,7 +376,7 @@ class DistilledStudent(nn.Module):
         self, states: torch.Tensor, words: torch.Tensor, teacher_logits: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """
-        The terms over the vocabulary, summed over tokens, without holding all logits at once.
+        Compute the terms over the vocabulary, summed over tokens, without holding all logits at once.
 
         The masked-LM term alone needs no logits (`linear_cross_entropy`). With a teacher's logits a few thousand tokens
         are compared at a time, and where that is several times, computed again in the backward pass.
@@ -416,7 +418,7 @@ def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
 
 
 def cosine_distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 - cosine, averaged: (n, d), (n, d) -> scalar."""
+    """Compute 1 - cosine, averaged: (n, d), (n, d) -> scalar."""
     return 1 - nn.functional.cosine_similarity(states, targets, dim=-1).mean()
 
 

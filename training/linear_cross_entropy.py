@@ -82,7 +82,7 @@ def linear_cross_entropy(
     states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, words: torch.Tensor
 ) -> torch.Tensor:
     """
-    The cross-entropy of `states @ weight.T + bias`, summed over tokens.
+    Compute the cross-entropy of `states @ weight.T + bias`, summed over tokens.
 
     Under autocast products are in its dtype, as in `nn.Linear`; the softmax is in at least float32. The gradient is
     computed in the forward pass; second derivatives are not available.

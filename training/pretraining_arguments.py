@@ -225,7 +225,7 @@ def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:
 
 
 def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> DistillationConfig:
-    """The loss, checked."""
+    """Return the configuration of the loss, checked."""
     layer_map = None
     if arguments.layer_map is not None:
         try:

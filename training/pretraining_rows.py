@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 def source_name(source: str, number: int) -> str:
-    """A folder name for a source."""
+    """Return a folder name for a source."""
     return f"{number:02d}-{Path(source.split(':')[0]).stem}"
 
 
 def corpus_folder(data: DataArguments, training: PretrainingArguments) -> Path:
-    """Where the tokens are, or go."""
+    """Return the folder of the tokens."""
     return Path(data.corpus_dir or Path(training.output_dir) / "corpus")
 
 
@@ -58,7 +58,7 @@ def check_sources(data: DataArguments, training: PretrainingArguments) -> None:
 
 
 def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) -> TokenizedCorpus:
-    """The prepared corpus; prepared now, by the first process, if it is not there."""
+    """Open the prepared corpus; prepared now, by the first process, if it is not there."""
     folder = corpus_folder(data, training)
     with training.main_process_first(local=False):
         if (folder / MANIFEST).is_file():
@@ -78,7 +78,7 @@ def open_corpus(data: DataArguments, training: PretrainingArguments, tokenizer) 
 
 
 def rows_of_step(training: PretrainingArguments) -> int:
-    """Rows of one optimizer step over all processes."""
+    """Return the number of rows of one optimizer step over all processes."""
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
@@ -89,7 +89,7 @@ def training_rows(
     masking: Masking,
     with_sequence_indices: bool = False,
 ) -> Dataset | IterableDataset:
-    """The rows to train on; sets `training.max_steps` from the epochs where it is not given."""
+    """Return the rows to train on; set `training.max_steps` from the epochs where it is not given."""
     row_length = data.row_length or data.max_seq_length
     if data.streaming:
         from datasets import interleave_datasets
@@ -154,7 +154,7 @@ def too_short(tokens: int, step: int, row_length: int) -> str:
 def validation_rows(
     data: DataArguments, training: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, masking: Masking
 ) -> list[dict[str, torch.Tensor]] | None:
-    """Rows of held-out text, every sequence masked, the same at every evaluation."""
+    """Return rows of held-out text, every sequence masked, the same at every evaluation."""
     if data.validation_file is None:
         return None
     texts = load_texts([data.validation_file], data.text_column)
@@ -173,7 +173,7 @@ def validation_rows(
 
 
 def make_masking(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Masking:
-    """The masking that the arguments ask for."""
+    """Make the masking that the arguments ask for."""
     try:
         return Masking.for_tokenizer(
             tokenizer, data.mlm_probability, data.masked_sequence_share, data.whole_word_masking

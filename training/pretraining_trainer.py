@@ -66,7 +66,7 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
         self._num_batches = 0
 
     def _get_train_sampler(self, train_dataset=None):
-        """Rows know their order themselves."""
+        """Return no sampler of Trainer's: rows know their order themselves."""
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
@@ -166,7 +166,7 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
     # --- saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The student as any ModernALBERT, so that a checkpoint is a model; projections in a file of their own."""
+        """Save the student as any ModernALBERT, so that a checkpoint is a model; projections in a file of their own."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -214,7 +214,7 @@ def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: f
 
 
 def mean_of_terms(trainer: PretrainingTrainer) -> Callable:
-    """A `compute_metrics` that averages the terms of the loss over the evaluation rows."""
+    """Return a `compute_metrics` that averages the terms of the loss over the evaluation rows."""
 
     def compute(output) -> dict[str, float]:
         predictions = output.predictions if isinstance(output.predictions, tuple) else (output.predictions,)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a teacher said about a corpus, kept on disk: it answers once per sequence, not once per pass and per student."""
+"""Cache of a teacher's outputs on disk: it answers once per sequence, not once per pass and per student."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ class CachedTeacher:
         sequence_indices: torch.Tensor,
     ) -> TeacherOutputs:
         """
-        As `Teacher`, for clean text.
+        Answer as `Teacher` does, for clean text.
 
         Args:
             sequence_indices: (rows, length), the corpus's number of the sequence of each token; -1 for padding.
@@ -114,7 +114,7 @@ class CachedTeacher:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the weights as bfloat16, so that a teacher has the same in float32 and in half precision."""
+    """Return a hash of the weights as bfloat16, so that a teacher has the same in float32 and in half precision."""
     digest = hashlib.sha256()
     for name, values in model.state_dict().items():
         values = values.to(torch.bfloat16) if values.is_floating_point() else values

@@ -34,7 +34,7 @@ SCORES = ("linear", "absolute")
 
 def add_peft_type(name: str) -> "PeftType":
     """
-    The member of peft's enumeration of that name, added if peft has none.
+    Return the member of peft's enumeration of that name, added if peft has none.
 
     peft keeps its methods in an enumeration, which is closed to others; a plain string fails later on.
     """

@@ -35,7 +35,7 @@ NEW_EXPERT_BIAS = -10.0
 
 def find_adapter(tuner: nn.Module, adapter_name: str | None) -> str:
     """
-    The name of an adapter; None = the active one.
+    Find the name of an adapter; None = the active one.
 
     Raises:
         ValueError: there is none of that name.
@@ -48,7 +48,7 @@ def find_adapter(tuner: nn.Module, adapter_name: str | None) -> str:
 
 
 def layers_of(tuner: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
-    """The layers that have the adapter, by name."""
+    """Return the layers that have the adapter, by name."""
     return {name: layer for name, layer in mol_layers(tuner.model) if adapter_name in layer.mol_config}
 
 

@@ -60,14 +60,14 @@ def row_adapters(modules: Iterable[nn.Module], names: Sequence[str]) -> Iterator
 
 
 def names_of_rows(module: nn.Module) -> tuple[str, ...] | None:
-    """The adapter of each row, or None where the active adapters serve all of them."""
+    """Return the adapter of each row, or None where the active adapters serve all of them."""
     rows = getattr(THREAD, "rows", None)
     return rows.names if rows is not None and module in rows.modules else None
 
 
 def group_rows(names: Sequence[str], size: int, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
     """
-    The adapters of a batch, each with the indices of its rows among `size` rows or tokens.
+    Group the adapters of a batch, each with the indices of its rows among `size` rows or tokens.
 
     Raises:
         ValueError: the size is no multiple of the number of names.
@@ -85,7 +85,7 @@ def group_rows(names: Sequence[str], size: int, device: torch.device) -> Iterato
 
 
 def flatten_tokens(states: torch.Tensor) -> torch.Tensor:
-    """(..., width) -> (tokens, width), also where there are no tokens."""
+    """Flatten (..., width) to (tokens, width), also where there are no tokens."""
     return states.reshape(math.prod(states.shape[:-1]), states.shape[-1])
 
 
@@ -120,24 +120,29 @@ class AdapterCall:
         return self.weights.shape[-1]
 
     def slots(self, dtype: torch.dtype) -> Slots:
-        """The slots, filled once per call, or once per dtype where the FFN changes it between its projections."""
+        """
+        Return the slots, filled once per call, or once per dtype where the FFN changes it between its projections.
+        """
         if self._slots is None or self._slots.blocks.dtype != dtype:
             self._slots = fill_slots(self.weights, self.index, self.experts, dtype)
         return self._slots
 
     def expand(self, base: torch.Tensor, columns: slice) -> torch.Tensor:
-        """A first projection's output (T, n), which are these rows of B_in -> h_e of the chosen experts, (k, T, n)."""
+        """
+        Expand a first projection's output (T, n), which are these rows of B_in, to h_e of the chosen experts, (k, T,
+        n).
+        """
         return expand_slots(base, self.low_rank, self.experts.B_in[:, columns], self.slots(base.dtype))
 
     def mix(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The activated (k, T, f) -> their mixture (T, f); what B_out gets, (T, E r), is kept for `finish`."""
+        """Mix the activated (k, T, f) to (T, f); what B_out gets, (T, E r), is kept for `finish`."""
         mask = nn.functional.dropout(torch.ones_like(hidden[0]), self.dropout) if self.dropout else None
         A_out = self.experts.A_out.to(hidden.dtype)
         mixture, self.low_rank = mix_slots(hidden, A_out, self.slots(hidden.dtype), mask)
         return mixture
 
     def finish(self, output: torch.Tensor) -> torch.Tensor:
-        """The last projection's output (T, d) -> with the experts' low-rank parts, (T, d)."""
+        """Add the experts' low-rank parts to the last projection's output (T, d)."""
         B_out = self.experts.B_out.to(self.low_rank.dtype)
         return add_low_rank(output, self.low_rank, B_out).to(output.dtype)
 

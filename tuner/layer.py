@@ -50,7 +50,7 @@ STATE_NAMES = ("mol_router", *(f"mol_{f}" for f in FACTORS), *(f"mol_frozen_{f}"
 
 
 def is_adapter_key(key: str) -> bool:
-    """Whether a key of a state dict, with or without the adapter's name, is of a MoL adapter."""
+    """Return whether a key of a state dict, with or without the adapter's name, is of a MoL adapter."""
     return re.search(rf"(^|\.)({'|'.join(STATE_NAMES)})(\.|$)", key) is not None
 
 
@@ -238,7 +238,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def adapter_parameters(self, adapter_name: str) -> list[nn.Parameter]:
-        """The parameters of an adapter: factors of the experts that are not frozen, and the router's."""
+        """Return the parameters of an adapter: factors of the experts that are not frozen, and the router's."""
         containers = (getattr(self, name) for name in self.adapter_layer_names)
         return [
             p for container in containers if adapter_name in container for p in container[adapter_name].parameters()
@@ -287,7 +287,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
                 router.requires_grad_(False)
 
     def experts(self, adapter_name: str, dtype: torch.dtype | None = None) -> Experts:
-        """The experts of an adapter as the mathematics take them."""
+        """Return the experts of an adapter as the mathematics take them."""
         factors = []
         for factor in FACTORS:
             frozen, trained = getattr(self, f"mol_frozen_{factor}"), getattr(self, f"mol_{factor}")
@@ -297,7 +297,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         return Experts(*(factor.to(dtype or factor.dtype) for factor in factors), self.mol_config[adapter_name].scaling)
 
     def expert_weights(self, adapter_name: str, weights: str = "ema") -> torch.Tensor:
-        """(E,) weights of the merged expert: "uniform", or "ema", the moving average of the routing."""
+        """Return the (E,) weights of the merged expert: "uniform", or "ema", the moving average of the routing."""
         config = self.mol_config[adapter_name]
         if weights == "uniform" or not config.is_routed:
             device = self.experts(adapter_name).A_in.device
@@ -315,7 +315,9 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     # -- forward
 
     def adapters_of_tokens(self, tokens: torch.Tensor) -> list[tuple[str, torch.Tensor | None]]:
-        """The adapters that serve tokens (T, d), with the indices of theirs; tokens of the base model are in none."""
+        """
+        Return the adapters that serve tokens (T, d), with the indices of theirs; tokens of the base model are in none.
+        """
         names = names_of_rows(self)
         if names is None:
             return [(name, None) for name in self.active_adapters if name in self.mol_config]
@@ -346,7 +348,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
             THREAD.call = THREAD.logits = None
 
     def _run_in_blocks(self, *args, **kwargs):
-        """On the CPU, let the FFN take its tokens in blocks where it can: the k copies of each then stay in cache."""
+        """Let the FFN take its tokens in blocks on the CPU where it can: the k copies of each then stay in cache."""
         x = args[0] if args else None
         if not isinstance(x, torch.Tensor) or names_of_rows(self) is not None or is_tracing(x):
             return self.base_layer(*args, **kwargs)
@@ -433,7 +435,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         return AdapterCall(rows, experts, weights, index, low_rank, dropout)
 
     def _mixing_weights(self, name: str) -> torch.Tensor:
-        """(E,) weights of the merged expert in a forward."""
+        """Return the (E,) weights of the merged expert in a forward."""
         mixing = self.mol_config[name].expert_mixing
         if mixing == "ema" and self.training and torch.is_grad_enabled() and name in self.training_weights:
             return self.training_weights[name]
@@ -442,7 +444,9 @@ class MoLLayer(nn.Module, BaseTunerLayer):
     # -- merging
 
     def deltas(self, adapter_name: str, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What each projection's weight gains when the experts are merged with (E,) weights: (outputs, inputs)."""
+        """
+        Compute what each projection's weight gains when the experts are merged with (E,) weights: (outputs, inputs).
+        """
         one = concatenate_experts(self.experts(adapter_name), weights)
         parts = one.B_in[0].split(self.input_widths)
         deltas = {name: B @ one.A_in[0] for name, B in zip(self.projection_names.inputs, parts)}

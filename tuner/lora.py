@@ -77,7 +77,7 @@ def save_as_lora(tuner: nn.Module, folder: str | Path, adapter_name: str | None 
 
 
 def projection_factors(layers: dict[str, nn.Module], experts: dict[str, Experts]) -> Factors:
-    """The one expert (E = 1) of each layer as the low-rank factors of its projections."""
+    """Return the one expert (E = 1) of each layer as the low-rank factors of its projections."""
     factors = {}
     for name, expert in experts.items():
         names, B_in = layers[name].projection_names, expert.B_in[0] * expert.scaling
@@ -133,7 +133,8 @@ def read_lora(folder: str | Path) -> StockLoRA:
 
 def expert_from_lora(layer: nn.Module, name: str, lora: StockLoRA) -> tuple[torch.Tensor, ...]:
     """
-    The factors of one expert of a layer, exactly as the LoRA has them: gate and up get ranks of their own in A_in.
+    Return the factors of one expert of a layer, exactly as the LoRA has them: gate and up get ranks of their own in
+    A_in.
 
     Returns:
         A_in (R, d), B_in (n, R), A_out (S, f), B_out (d, S), with R and S as the LoRA has them (0 = not adapted).
@@ -154,7 +155,7 @@ def expert_from_lora(layer: nn.Module, name: str, lora: StockLoRA) -> tuple[torc
 
 
 def leading_direction(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """The unit input direction (d,) that B A amplifies most, from the factors alone; zeros where B A is zero."""
+    """Return the unit input direction (d,) that B A amplifies most, from the factors alone; zeros where B A is zero."""
     if A.shape[0] == 0 or not B.any():
         return torch.zeros(A.shape[1])
     q, r = torch.linalg.qr(A.float().T)

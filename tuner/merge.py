@@ -260,7 +260,7 @@ def single_active_adapter(model: nn.Module, adapter_name: str) -> Iterator[None]
 
 def load_adapter(base: str, adapter: str) -> PeftModel:
     """
-    A base with a MoL adapter, both from folders or the Hub, in evaluation mode.
+    Load a base with a MoL adapter, both from folders or the Hub, in evaluation mode.
 
     Raises:
         UserError: one of them cannot be loaded, they do not belong together, or the adapter is of another kind.
@@ -288,7 +288,7 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
 
 def load_base(name: str, config: MoLConfig, adapter_state: dict[str, torch.Tensor]) -> PreTrainedModel:
     """
-    The base as the class that the adapter was trained on, or else the one that its own configuration names.
+    Load the base as the class that the adapter was trained on, or else the one that its own configuration names.
 
     Raises:
         UserError: weights are neither in the base nor in the adapter.

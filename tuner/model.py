@@ -171,7 +171,7 @@ class MoLModel(BaseTuner):
         return mapped
 
     def expert_usage(self) -> dict[str, torch.Tensor]:
-        """The moving average of the routing, (E,) by layer, of the active adapter."""
+        """Return the moving average of the routing, (E,) by layer, of the active adapter."""
         return {
             name: layer.mol_usage[adapter].clone()
             for name, layer in mol_layers(self.model)
@@ -230,7 +230,7 @@ class MoLModel(BaseTuner):
 
 
 def batch_size(model: nn.Module, args: tuple, kwargs: dict) -> int | None:
-    """Rows of a batch of model inputs, or None if there is no tensor to tell."""
+    """Return the number of rows of a batch of model inputs, or None if there is no tensor to tell."""
     inputs = [kwargs.get(getattr(model, "main_input_name", "input_ids")), *args[:1], *kwargs.values()]
     return next((value.shape[0] for value in inputs if isinstance(value, torch.Tensor) and value.dim() > 0), None)
 
@@ -256,8 +256,8 @@ HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 def with_new_heads(model: nn.Module, config: MoLConfig) -> list[str] | None:
     """
-    The modules to save with an adapter: those of its configuration, and for a task with a head what of that, and of the
-    base's pooler, was not loaded from a checkpoint. Random weights that nobody saves are others after loading.
+    Return the modules to save with an adapter: those of its configuration, and for a task with a head what of that, and
+    of the base's pooler, was not loaded from a checkpoint. Random weights that nobody saves are others after loading.
     """
     chosen = config.modules_to_save
     base = getattr(model, getattr(model, "base_model_prefix", ""), None)
@@ -277,7 +277,7 @@ def with_new_heads(model: nn.Module, config: MoLConfig) -> list[str] | None:
 
 
 def describe_ffns(model: nn.Module) -> str:
-    """A sentence for errors: the feed-forward networks that a model has."""
+    """Describe the feed-forward networks that a model has, in a sentence for errors."""
     patterns = sorted({re.sub(r"\d+", "*", name) for name in ffn_modules(model)})
     if not patterns:
         return "It has no feed-forward network of a known form."

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-What the MoL adapters of a model say about one forward: router logits, auxiliary losses, statistics.
+Observation of the MoL adapters of a model in one forward: router logits, auxiliary losses, statistics.
 
 What is known of a forward belongs to the thread that runs it, and nothing of it stays.
 """
@@ -71,7 +71,7 @@ class Recording:
 
 
 def recordings_of(layer: nn.Module) -> list[Recording]:
-    """The recordings in this thread that listen to a layer."""
+    """Return the recordings in this thread that listen to a layer."""
     return [recording for recording in getattr(_THREAD, "recordings", ()) if layer in recording.names]
 
 
@@ -191,7 +191,9 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any
 
 
 def finish_step(forward: ForwardRecording, inputs: dict) -> torch.Tensor | None:
-    """The auxiliary loss, a mean over all uses of FFNs; the averages of the routing move, over all processes."""
+    """
+    Compute the auxiliary loss, a mean over all uses of FFNs, and move the averages of the routing, over all processes.
+    """
     model, expert_labels = forward.model, forward.expert_labels
     losses, targets, usages, counts, averages, decays = [], [], [], [], [], []
     for layer, name in forward.names.items():
@@ -230,7 +232,7 @@ def finish_step(forward: ForwardRecording, inputs: dict) -> torch.Tensor | None:
 
 
 def mean_over_devices(values: list[torch.Tensor]) -> torch.Tensor:
-    """The mean of scalars, which a model spread over devices has in several places."""
+    """Average scalars, which a model spread over devices has in several places."""
     return torch.stack([value.to(values[0].device) for value in values]).mean()
 
 
@@ -260,7 +262,7 @@ def routing_loss(logits: torch.Tensor, expert_labels: torch.Tensor, mask: torch.
 
 
 def label_share(model: nn.Module, inputs: dict) -> torch.Tensor | float:
-    """This batch's share of the optimizer step's labels, where the loss is a sum over all of them; else 1."""
+    """Return this batch's share of the optimizer step's labels, where the loss is a sum over all of them; else 1."""
     num_items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
     if num_items is None or labels is None:
         return 1.0
@@ -270,7 +272,7 @@ def label_share(model: nn.Module, inputs: dict) -> torch.Tensor | float:
 
 
 def token_mask(model: nn.Module, layer_name: str, logits: torch.Tensor, inputs: dict) -> torch.Tensor | None:
-    """The (batch, sequence) mask of real tokens that fits a layer's router logits, or None if there is none."""
+    """Return the (batch, sequence) mask of real tokens that fits a layer's router logits, or None if there is none."""
     mask = inputs.get("attention_mask")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder" in layer_name.split("."):
         mask = inputs.get("decoder_attention_mask")
@@ -281,5 +283,5 @@ def token_mask(model: nn.Module, layer_name: str, logits: torch.Tensor, inputs: 
 
 
 def mol_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The MoL layers of a model, by name."""
+    """Return the MoL layers of a model, by name."""
     return ((name, module) for name, module in model.named_modules() if "mol_config" in module.__dict__)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Where the linear layers of a feed-forward network (FFN) are, in the models people have.
+Places of the linear layers of a feed-forward network (FFN) in known architectures.
 """
 
 import inspect
@@ -71,7 +71,7 @@ TARGET_MODULES = {model_type: target for target, model_types in _BY_TARGET for m
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, quantised or not, or None if it is something else."""
+    """Return (inputs, outputs) of a linear layer, quantised or not, or None if it is something else."""
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
@@ -87,7 +87,7 @@ def _submodule(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def match_projections(module: nn.Module, names: Projections) -> bool:
-    """Whether the module has linear layers of these names whose widths fit together as an FFN."""
+    """Return whether the module has linear layers of these names whose widths fit together as an FFN."""
     shapes = [linear_shape(_submodule(module, name)) for name in (*names.inputs, names.output)]
     if None in shapes:
         return False
@@ -99,7 +99,9 @@ def match_projections(module: nn.Module, names: Projections) -> bool:
 
 
 def is_ffn_alone(module: nn.Module, names: Projections) -> bool:
-    """Whether nothing with weights but these linear layers works on the tokens: no attention, norm or convolution."""
+    """
+    Return whether nothing with weights but these linear layers works on the tokens: no attention, norm or convolution.
+    """
     linear = [module.get_submodule(name) for name in (*names.inputs, names.output)]
     inside = {id(parameter) for layer in linear for parameter in layer.parameters()}
     takes_one = len(inspect.signature(module.forward).parameters) == 1
@@ -108,7 +110,7 @@ def is_ffn_alone(module: nn.Module, names: Projections) -> bool:
 
 def find_projections(module: nn.Module, name: str, ffn_projections: dict[str, str] | None = None) -> Projections:
     """
-    The linear layers of the FFN that a module holds.
+    Find the linear layers of the FFN that a module holds.
 
     Args:
         name: Of the module, for the errors.
@@ -150,7 +152,7 @@ ROUTED_CLASSES = {RoutedFeedForward.__name__, *(cls.__name__ for cls in RoutedFe
 
 
 def ffn_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that hold an FFN of a known form."""
+    """Return the names of the modules that hold an FFN of a known form."""
     return [
         name
         for name, module in model.named_modules()

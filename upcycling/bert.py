@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A ModernALBERT from a BERT, fitted layer by layer on text.
+Student of a BERT, fitted layer by layer on text.
 
 The two cannot share weights as they are: BERT normalises after the residual, has no gate, has biases, learned
 positions and more heads. So each matrix is a ridge regression, on real tokens, from what the student sees to what the
@@ -71,7 +71,7 @@ class LayerwiseTeacher(Teacher):
 
 def ridge_regression(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
     """
-    (T, n), (T, m) -> W (m, n) that minimises |inputs W' - targets|^2 + penalty |W|^2, in float64.
+    Fit (T, n), (T, m) -> W (m, n) that minimises |inputs W' - targets|^2 + penalty |W|^2, in float64.
 
     Args:
         ridge: The penalty as a share of the mean eigenvalue of inputs' inputs.
@@ -84,7 +84,7 @@ def ridge_regression(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) 
 
 def slow_pairs_first(head_size: int) -> torch.Tensor:
     """
-    Dimensions of a rotary head, those that turn slowest first.
+    Order the dimensions of a rotary head, those that turn slowest first.
 
     Dimensions i and i + half turn together, the faster the smaller i: what does not depend on positions goes last.
     """
@@ -149,7 +149,7 @@ def fit_to_bert(
     depth, teacher_depth = config.num_hidden_layers, len(layers)
 
     def target(state: int, growth: float) -> torch.Tensor:
-        """A teacher's state at the length the student's stream is to have there."""
+        """Return a teacher's state at the length the student's stream is to have there."""
         direction = states[state]
         if state == len(states) - 1:
             direction = direction / student.model.final_norm.weight
@@ -194,7 +194,7 @@ def fit_inner_weights(
     config: ModernALBERTConfig,
     ridge: float,
 ) -> None:
-    """Queries, keys and values of a group from those of a teacher layer; stream and teacher's state are (T, d)."""
+    """Fit queries, keys and values of a group to those of a teacher layer; stream and teacher's state are (T, d)."""
     inputs, attention = group.attn_norm(stream), layer.attention.self
     query, key = fit_query_and_key(
         inputs, attention.query(state), attention.key(state), config.num_attention_heads, ridge
@@ -229,7 +229,7 @@ def fit_units(
 
 
 def attention_context(group: ModernALBERTLayerGroup, stream: torch.Tensor, use: dict) -> torch.Tensor:
-    """What the attention's output projection gets: (rows, length, d)."""
+    """Compute what the attention's output projection gets: (rows, length, d)."""
     seen: list[torch.Tensor] = []
     hook = group.attn.Wo.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
@@ -270,7 +270,7 @@ def upcycle_bert(
     token_counts: torch.Tensor | None = None,
 ) -> ModernALBERTForMaskedLM:
     """
-    A ModernALBERT from a BERT: its token embedding, and groups fitted to its layers on text (our decision).
+    Build a ModernALBERT from a BERT: its token embedding, and groups fitted to its layers on text (our decision).
 
     Args:
         teacher: A BERT encoder, with or without a head.

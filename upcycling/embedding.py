@@ -26,7 +26,7 @@ def factorise_embedding(
     embedding: torch.Tensor, width: int, token_counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The best rank-e approximation of a (V, d) embedding: (V, e) and (d, e) with embedding ~ first @ second.T.
+    Compute the best rank-e approximation of a (V, d) embedding: (V, e) and (d, e) with embedding ~ first @ second.T.
 
     By the eigenvectors of the d x d Gram matrix in float64, the same as a truncated SVD and far cheaper for V >> d.
     Both factors get the same root mean square, so that steps of one optimizer suit both.
@@ -50,7 +50,7 @@ def factorise_embedding(
 
 
 def token_weights(token_counts: torch.Tensor) -> torch.Tensor:
-    """(V,) counts -> (V,) float64 weights that add up to 1."""
+    """Convert (V,) counts to (V,) float64 weights that add up to 1."""
     weights = (token_counts.double() + 1) ** 0.75
     return weights / weights.sum()
 
@@ -64,7 +64,7 @@ def check_equal(config: ModernALBERTConfig, teacher: PreTrainedConfig, names: Se
 
 
 def teacher_embedding(teacher: PreTrainedModel) -> torch.Tensor:
-    """(V, d): what the first norm sees of each token, but for a BERT's exact position."""
+    """Return (V, d): what the first norm sees of each token, but for a BERT's exact position."""
     if teacher.config.model_type == "bert":
         return bert_embedding(teacher)
     return teacher.base_model.embeddings.tok_embeddings.weight
@@ -85,7 +85,9 @@ MEAN_POSITIONS = 64
 
 
 def bert_embedding(teacher: PreTrainedModel) -> torch.Tensor:
-    """(V, d): word, first token type and mean position; what the first norm sees of a token, but for its place."""
+    """
+    Return (V, d): word, first token type and mean position; what the first norm sees of a token, but for its place.
+    """
     embeddings = teacher.base_model.embeddings
     position = embeddings.position_embeddings.weight[:MEAN_POSITIONS].mean(dim=0)
     return embeddings.word_embeddings.weight + embeddings.token_type_embeddings.weight[0] + position

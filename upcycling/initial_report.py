@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How far a student is from its teacher before any training."""
+"""Distance of a student from its teacher before any training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
 
 @torch.no_grad()
 def embedding_error(student: ModernALBERTForMaskedLM, teacher: PreTrainedModel) -> float:
-    """|| E - factors || / || E ||, both Frobenius, for the token embedding E that the student was given."""
+    """Compute || E - factors || / || E ||, both Frobenius, for the token embedding E that the student was given."""
     target = teacher_embedding(teacher).double()
     ours = student.get_input_embeddings().weight
     if student.model.embeddings.projection is not None:
@@ -115,7 +115,7 @@ def embedding_error(student: ModernALBERTForMaskedLM, teacher: PreTrainedModel) 
 
 
 def markdown_table(results: Sequence[StepZero]) -> str:
-    """One row per option."""
+    """Format one row per option."""
     states = [f"{ours}:{theirs}" for ours, theirs, _ in results[0].hidden_cosine]
     teacher = results[0].teacher_mlm_loss
     lines = [

@@ -41,7 +41,7 @@ COMMON_FIELDS = (
 
 def config_from_modernbert(teacher: ModernBertConfig, **changes) -> ModernALBERTConfig:
     """
-    The ModernALBERT configuration that *is* the given ModernBERT: depth 1, no factorisation, no modulation.
+    Return the ModernALBERT configuration that *is* the given ModernBERT: depth 1, no factorisation, no modulation.
 
     Args:
         teacher: Of any ModernBERT-family checkpoint.
@@ -98,7 +98,7 @@ def teacher_layers_of_groups(
 
 
 def span_of_group(group: int, num_groups: int, num_teacher_layers: int) -> list[int]:
-    """The teacher layers in whose place a group stands: the group-th of K equal spans, never empty."""
+    """Return the teacher layers in whose place a group stands: the group-th of K equal spans, never empty."""
     bounds = [round(k * num_teacher_layers / num_groups) for k in (group, group + 1)]
     return list(range(*bounds)) or [min(bounds[0], num_teacher_layers - 1)]
 
@@ -185,7 +185,7 @@ def copy_mean(target: torch.nn.Module, sources: list[torch.nn.Module]) -> None:
 
 def copy_ffn(target: torch.nn.Module, sources: list[torch.nn.Module], group: int) -> None:
     """
-    As `copy_mean` for Wi (2 f, d) and Wo (d, f); units the target has beyond the sources' keep their fresh input
+    Copy Wi (2 f, d) and Wo (d, f) as `copy_mean` does; units the target has beyond the sources' keep their fresh input
     weights and get output weights of zero.
     """
     width, new_width = sources[0].Wo.in_features, target.width

@@ -66,7 +66,7 @@ except ImportError:  # no triton: select_mol_backend says so where it is asked f
 @dataclass
 class RoutingOutput:
     """
-    What routing adds to every output.
+    Fields that routing adds to every output.
 
     Attributes:
         aux_loss: Scalar, weighted sum of balance and z loss. Only in training.
@@ -114,7 +114,7 @@ def rotary_embedding(
     config: ModernALBERTConfig, position_ids: torch.Tensor, layer_type: str, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Cosines and sines of the rotary embedding for one layer type.
+    Compute cosines and sines of the rotary embedding for one layer type.
 
     Computed on the fly: a buffer outside the state dict would be left unset by meta-device loading.
 
@@ -153,7 +153,9 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def is_traced(x: torch.Tensor) -> bool:
-    """Whether values of x cannot be looked at: a graph is traced, or torch.func or forward-mode AD is at work."""
+    """
+    Return whether values of x cannot be looked at: a graph is traced, or torch.func or forward-mode AD is at work.
+    """
     return is_tracing(x) or is_transformed()
 
 
@@ -191,7 +193,7 @@ def is_flash_attention(config: ModernALBERTConfig) -> bool:
 
 
 def flash_boundaries(boundaries: torch.Tensor) -> dict:
-    """Where sequences begin, and the end of the last, as transformers' flash attention wants to be told."""
+    """Return where sequences begin, and where the last one ends, in the form of transformers' flash attention."""
     boundaries = boundaries.to(torch.int32)
     longest = int(boundaries.diff().max())
     return {
@@ -218,7 +220,7 @@ def build_masks(
     sequences: torch.Tensor | None,
 ) -> dict:
     """
-    The mask of each layer type for a batch (batch, sequence), in the form the attention implementation takes.
+    Build the mask of each layer type for a batch (batch, sequence), in the form the attention implementation takes.
 
     Args:
         real: (batch, sequence) booleans, false for padding; None = no padding.
@@ -243,7 +245,7 @@ def build_masks(
 
 
 def prepare_given_mask(config: ModernALBERTConfig, mask: torch.Tensor | dict, dtype: torch.dtype) -> dict:
-    """A mask that the caller prepared, (batch, heads or 1, sequence, sequence) or a dict, by layer type."""
+    """Give a mask that the caller prepared, (batch, heads or 1, sequence, sequence) or a dict, to each layer type."""
     layer_types = set(config.layer_types)
     if isinstance(mask, dict):
         return mask
@@ -316,17 +318,22 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 
 class TakeRows(torch.autograd.Function):
-    """x (n, ...) -> x[rows], for rows that differ. The gradient is put in place, not added: several times as fast."""
+    """
+    x (n, ...) -> x[rows]. The gradient is put in place, not added: several times as fast.
+
+    The first `num_distinct` rows differ; None = all of them. Rows after these get no gradient.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, rows: torch.Tensor, num_distinct: int | None = None) -> torch.Tensor:
         ctx.save_for_backward(rows)
-        ctx.num_rows = x.shape[0]
+        ctx.num_rows, ctx.num_distinct = x.shape[0], num_distinct
         return x.index_select(0, rows)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        return PutRows.apply(gradient, ctx.saved_tensors[0], ctx.num_rows), None
+        rows = slice(ctx.num_distinct)
+        return PutRows.apply(gradient[rows], ctx.saved_tensors[0][rows], ctx.num_rows), None, None
 
 
 class PutRows(torch.autograd.Function):
@@ -356,26 +363,46 @@ class Bucket(NamedTuple):
     masks: dict  # by layer type
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, num_tokens, ...) -> (n, L, ...)."""
+        """Map (1, num_tokens, ...) -> (n, L, ...)."""
         x = x.squeeze(0)
         if self.cells is not None:
             x = PutRows.apply(x, self.cells, self.shape[0] * self.shape[1])
         return x.unflatten(0, self.shape)
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, L, ...) -> (1, num_tokens, ...)."""
+        """Map (n, L, ...) -> (1, num_tokens, ...)."""
         x = x.flatten(0, 1)
         if self.cells is not None:
             x = TakeRows.apply(x, self.cells)
         return x.unsqueeze(0)
 
 
+def compiles_each_shape(device: torch.device, dtype: torch.dtype) -> bool:
+    """
+    Whether products of this dtype, or of autocast's, are by kernels that are compiled for every new shape.
+
+    So it is in half precision on a CPU, where oneDNN takes as long for that as for the product itself, and where an odd
+    number of rows halves the speed of a weight's gradient (measured: docs/performance.md).
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return device.type == "cpu" and dtype in (torch.float16, torch.bfloat16)
+
+
+def round_up_rows(num_rows: int) -> int:
+    """The next of few numbers of rows, at most a sixteenth more (or 7): for `compiles_each_shape`."""
+    step = max(8, 1 << max(0, num_rows.bit_length() - 5))
+    return -(-num_rows // step) * step
+
+
 # Share of a bucket that may be padding.
 BUCKET_PADDING = 0.25
+# Share of a batch that may be padding where it stays as it is because attention would gain nothing.
+MAX_KEPT_PADDING = 1 / 16
 
 
 def batches_by_length(lengths: Sequence[int], max_padding: float = BUCKET_PADDING) -> list[list[int]]:
-    """Indices in batches of like length, the longest first, each with at most `max_padding` of padding."""
+    """Group indices into batches of similar length, the longest first, each with at most `max_padding` of padding."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     tokens = 0
@@ -432,6 +459,14 @@ class TokenSpans(NamedTuple):
         """Variable-length arguments of transformers' flash attention for (1, T, ...)."""
         return flash_boundaries(nn.functional.pad(self.firsts, (0, 1), value=len(self.places)))
 
+    def pays(self, shape: torch.Size) -> bool:
+        """Whether the tokens by themselves, in buckets, are less work than the batch (batch, sequence) as it is."""
+        if len(self.places) < (1 - MAX_KEPT_PADDING) * shape.numel():
+            return True
+        groups = batches_by_length(self.lengths.tolist())
+        scores = sum(len(group) * int(self.lengths[group].max()) ** 2 for group in groups)
+        return scores < shape.numel() * shape[1]
+
     def refuse_holes(self, config: ModernALBERTConfig, is_packed: bool) -> None:
         """Raise a ValueError for padding inside a sequence, which flash attention closes up, where that is wrong."""
         if (is_packed or "sliding_attention" in config.layer_types) and bool((self.lengths != self.counts).any()):
@@ -441,7 +476,7 @@ class TokenSpans(NamedTuple):
             )
 
     def in_buckets(self, config: ModernALBERTConfig, dtype: torch.dtype) -> tuple[torch.Tensor, list[Bucket]]:
-        """The tokens' places in the order of buckets, (T,), and the buckets."""
+        """Return the tokens' places in the order of buckets, (T,), and the buckets."""
         groups = [sorted(group) for group in batches_by_length(self.lengths.tolist())]
         order = torch.tensor(sum(groups, []), device=self.places.device)
         counts = self.counts
@@ -477,7 +512,8 @@ def bucket_mask(
     device: torch.device,
 ) -> torch.Tensor | None:
     """
-    What a bucket (n, L) adds to its attention scores in one layer type: (n or 1, 1, L or 1, L) of 0 and -inf, or None.
+    Build what a bucket (n, L) adds to its attention scores in one layer type: (n or 1, 1, L or 1, L) of 0 and -inf, or
+    None.
 
     Args:
         real: (n, L) booleans, false for padding; None = no padding.
@@ -497,7 +533,7 @@ def bucket_mask(
 @dataclass
 class TokenLayout:
     """
-    Where a batch's tokens lie while the layers run, and what attention is told of it. Built once a forward.
+    Layout of a batch's tokens while the layers run, and the arguments of attention that follow. Built once a forward.
 
     Either the batch stays as it is, (batch, sequence, ...), or its T tokens that are no padding lie one after the
     other, (1, T, ...), and all work on single tokens is done on them alone. Attention then meets them in buckets of
@@ -506,7 +542,9 @@ class TokenLayout:
     Attributes:
         shape: (batch, sequence).
         real: (batch, sequence) booleans, false for padding; None = no padding is known of.
-        places: (T,) where in the flattened batch the tokens come from; None = the batch stays as it is.
+        places: (T,) where in the flattened batch the tokens come from; None = the batch stays as it is. Where
+            `compiles_each_shape`, the first place is repeated at the end, up to `round_up_rows`.
+        num_tokens: The T places that differ; None = the batch stays as it is.
         position_embeddings: Cosines and sines by layer type, for the tokens as they lie.
         masks: By layer type, for the batch as it is.
         buckets: Of the T tokens, in their order; None = attention takes the tokens as they lie.
@@ -516,6 +554,7 @@ class TokenLayout:
     shape: tuple[int, int]
     real: torch.Tensor | None
     places: torch.Tensor | None
+    num_tokens: int | None
     position_embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]]
     masks: dict
     buckets: list[Bucket] | None
@@ -537,7 +576,8 @@ class TokenLayout:
             attention_mask, position_ids: As in `ModernALBERTModel.forward`.
             dtype: Of the token states.
             keep_batch: The batch is to stay as it is. So it does, too, while a graph is traced, for which the number of
-                tokens would be a constant; with a prepared mask; and where it is full of sequences of its own length.
+                tokens would be a constant; with a prepared mask; and, on a CPU, where it is nearly full and buckets
+                would have no fewer attention scores.
         """
         shape, device = inputs.shape[:2], inputs.device
         check_attention_mask(config, shape, attention_mask)
@@ -559,6 +599,7 @@ class TokenLayout:
             if is_flash:
                 spans.refuse_holes(config, is_packed=sequences is not None)
         splits = device.type == "cpu" and config._attn_implementation in ("eager", "sdpa")
+        keep_batch = keep_batch or (splits and spans is not None and not spans.pays(shape))
         masks, buckets, arguments = dict.fromkeys(set(config.layer_types)), None, {}
         if keep_batch or spans is None or (real is None and not is_flash and not splits):
             places = None
@@ -575,27 +616,36 @@ class TokenLayout:
         else:
             places = spans.places
             buckets = [Bucket(len(places), shape, places, build_masks(config, shape, dtype, device, real, sequences))]
+        num_tokens = None
         if places is not None:
+            num_tokens = len(places)
+            if compiles_each_shape(device, dtype):
+                places = torch.cat([places, places[:1].expand(round_up_rows(num_tokens) - num_tokens)])
             position_ids = position_ids.expand(shape).flatten()[places].unsqueeze(0)
         rotary = {name: rotary_embedding(config, position_ids, name, dtype) for name in set(config.layer_types)}
-        return cls(shape, real, places, rotary, masks, buckets, arguments)
+        return cls(shape, real, places, num_tokens, rotary, masks, buckets, arguments)
 
     def pack(self, x: torch.Tensor | None) -> torch.Tensor | None:
-        """(batch, sequence, ...) -> as the tokens lie while the layers run."""
+        """Map (batch, sequence, ...) -> as the tokens lie while the layers run."""
         if x is None or self.places is None:
             return x
-        return TakeRows.apply(x.flatten(0, 1), self.places).unsqueeze(0)
+        return TakeRows.apply(x.flatten(0, 1), self.places, self.num_tokens).unsqueeze(0)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        """As the tokens lie -> (batch, sequence, ...), zero at padding: the same is returned from every layout."""
+        """Map tokens as they lie to (batch, sequence, ...), zero at padding: the same is returned from every layout."""
         if self.places is not None:
-            return PutRows.apply(x.squeeze(0), self.places, self.shape.numel()).unflatten(0, self.shape)
+            tokens = slice(self.num_tokens)
+            return PutRows.apply(x[0, tokens], self.places[tokens], self.shape.numel()).unflatten(0, self.shape)
         return x if self.real is None else x.masked_fill(~self.real.to(x.device).unsqueeze(-1), 0)
 
     @property
     def routed_tokens(self) -> torch.Tensor | None:
         """Booleans over the tokens as they lie, true for those that count in routing; None = all."""
-        return self.real if self.places is None else None
+        if self.places is None:
+            return self.real
+        if self.num_tokens == len(self.places):
+            return None
+        return (torch.arange(len(self.places), device=self.places.device) < self.num_tokens).unsqueeze(0)
 
 
 # --- the encoder -----------------------------------------------------------------------------------------------------
@@ -616,7 +666,7 @@ class EmbeddingProjection(nn.Module):
         self.init_std = embedding_size**-0.5
 
     def forward(self, x: torch.Tensor, back: bool = False) -> torch.Tensor:
-        """(..., e) -> (..., d), or back for the tied decoder: (..., d) -> (..., e)."""
+        """Map (..., e) -> (..., d), or back for the tied decoder: (..., d) -> (..., e)."""
         return x @ self.weight if back else x @ self.weight.t()
 
 
@@ -634,7 +684,7 @@ class ModernALBERTEmbeddings(nn.Module):
         self.drop = nn.Dropout(config.embedding_dropout)
 
     def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Ids (batch, sequence), or embeddings (batch, sequence, e) -> (batch, sequence, d)."""
+        """Embed ids (batch, sequence), or embeddings (batch, sequence, e), as (batch, sequence, d)."""
         embeddings = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.projection is not None:
             embeddings = self.projection(embeddings)
@@ -688,9 +738,9 @@ class ModernALBERTAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
+        Map (batch, sequence, d) -> (batch, sequence, d), attention weights or None.
 
-        With `buckets` the states are (1, T, d), and the buckets have the masks.
+        With `buckets` the states are (1, T, d), and the buckets have the masks; tokens after theirs attend to nothing.
         """
         batch_and_sequence = hidden_states.shape[:-1]
         qkv = self.Wqkv(hidden_states).view(*batch_and_sequence, 3, -1, self.head_size)
@@ -700,9 +750,13 @@ class ModernALBERTAttention(nn.Module):
             context, weights = self.attend(query_and_key, value, attention_mask, layer_type, **kwargs)
         else:
             sizes, contexts, weights = [bucket.num_tokens for bucket in buckets], [], None
+            num_repeated = query_and_key.shape[1] - sum(sizes)
+            sizes.append(num_repeated)
             for bucket, *tokens in zip(buckets, query_and_key.split(sizes, dim=1), value.split(sizes, dim=1)):
                 padded, _ = self.attend(*map(bucket.pad, tokens), bucket.masks[layer_type], layer_type, **kwargs)
                 contexts.append(bucket.unpad(padded))
+            if num_repeated:
+                contexts.append(contexts[0].new_zeros(1, num_repeated, *contexts[0].shape[2:]))
             context = torch.cat(contexts, dim=1) if len(contexts) > 1 else contexts[0]
         return self.out_drop(self.Wo(context.reshape(*batch_and_sequence, -1))), weights
 
@@ -714,7 +768,7 @@ class ModernALBERTAttention(nn.Module):
         layer_type: str,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, sequence, 2 and 1, heads, head size) -> (batch, sequence, heads, head size), weights or None."""
+        """Map (batch, sequence, 2 and 1, heads, head size) -> (batch, sequence, heads, head size), weights or None."""
         query, key = query_and_key.transpose(1, 3).unbind(dim=2)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -760,7 +814,7 @@ class ModernALBERTLayerGroup(GradientCheckpointingLayer):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
-        (batch, sequence, d) -> (batch, sequence, d), attention weights or None, router logits or None.
+        Map (batch, sequence, d) -> (batch, sequence, d), attention weights or None, router logits or None.
 
         `depth` is the layer's place in the group, 0-based.
         """
@@ -801,7 +855,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        ModernBERT's scheme: truncated normals of the deviation `init_std` that a layer's owner put on it.
+        Initialise as ModernBERT does: truncated normals of the deviation `init_std` that a layer's owner put on it.
 
         It acts on leaves alone: for code outside transformers, modules that own no parameter are not visited.
         """
@@ -818,7 +872,7 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers. Loading makes parameters anew, so routers that mix nothing are frozen again."""
+        """Load as in transformers. Loading makes parameters anew, so routers that mix nothing are frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, RoutedFeedForward):
@@ -867,7 +921,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         self.embeddings.tok_embeddings = value
 
     def multiply_adds_per_token(self, sequence_length: int) -> int:
-        """Multiply-adds of one token's forward pass: every use of every group, attention scores included."""
+        """Count the multiply-adds of one token's forward pass: every use of every group, attention scores included."""
         d, depth = self.config.hidden_size, self.config.group_depth
         attention = 4 * d * d + 2 * sequence_length * d
         embedding = 0 if self.embeddings.projection is None else self.embeddings.projection.weight.numel()
@@ -980,7 +1034,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
 
     def is_hooked(self) -> bool:
         """
-        Whether something hooks into the encoder's modules, adapters that are chosen row by row for one.
+        Return whether a module of the encoder has hooks, for example of adapters that are chosen row by row.
 
         The hook that gradient checkpointing puts on the embeddings does not count.
         """
@@ -1026,7 +1080,7 @@ class ModernALBERTPredictionHead(nn.Module):
 
 
 def routing_fields(outputs: ModernALBERTModelOutput) -> dict:
-    """The fields every head hands on from the encoder."""
+    """Return the fields every head hands on from the encoder."""
     return {
         "hidden_states": outputs.hidden_states,
         "attentions": outputs.attentions,
@@ -1042,7 +1096,7 @@ def add_auxiliary_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor | None:
     """
-    The training loss: task loss plus auxiliary loss (present in training only).
+    Add up the training loss: task loss plus auxiliary loss (present in training only).
 
     Where the task loss is a sum divided by the labels of the whole optimizer step, over several micro-batches and
     processes, the auxiliary loss is weighted by this micro-batch's share of them, so that the shares add up to 1.
@@ -1137,12 +1191,12 @@ class ModernALBERTClassifierModel(ModernALBERTPreTrainedModel):
         self.post_init()
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> (..., outputs)."""
+        """Map (..., d) -> (..., outputs)."""
         return self.classifier(self.drop(self.head(hidden_states)))
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | dict | None) -> torch.Tensor:
         """
-        One state per row by `config.classifier_pooling`: (batch, sequence, d) -> (batch, d).
+        Pool one state per row by `config.classifier_pooling`: (batch, sequence, d) -> (batch, d).
 
         "cls" takes the first real token, wherever padding puts it; "mean" averages the real tokens.
         """

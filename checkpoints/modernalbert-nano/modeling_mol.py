@@ -66,7 +66,7 @@ class MoLRouter(nn.Module):
         self.jitter_noise = jitter_noise
 
     def forward(self, hidden_states: torch.Tensor, depth: int = 0) -> torch.Tensor:
-        """(..., d) -> logits (..., E), float32 (float64 for float64 input). Jitter acts in training only."""
+        """Map (..., d) -> logits (..., E), float32 (float64 for float64 input). Jitter acts in training only."""
         if self.training and self.jitter_noise > 0:
             noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
             hidden_states = hidden_states * noise
@@ -94,7 +94,7 @@ def route(router_logits: torch.Tensor, num_experts_per_tok: int) -> tuple[torch.
 
 
 class RoutingSummary(NamedTuple):
-    """What one forward says about routing, over its R router calls and its real tokens."""
+    """Summary of the routing of one forward, over its R router calls and its real tokens."""
 
     balance_loss: torch.Tensor  # scalar, mean over calls; 1 when balanced
     z_loss: torch.Tensor  # scalar, mean over calls of mean logsumexp^2
@@ -145,7 +145,7 @@ def summarise_routing(
 
 
 def sum_over_processes(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Each tensor summed over the processes of the run, in one communication."""
+    """Sum each tensor over the processes of the run, in one communication."""
     if not tensors or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return list(tensors)
     sums = torch.cat([tensor.flatten() for tensor in tensors])
@@ -176,14 +176,14 @@ class FeedForward(nn.Module):
         self.Wo.init_std = config.residual_initializer_range
 
     def activate(self, projected: torch.Tensor) -> torch.Tensor:
-        """(..., 2 f) -> (..., f)."""
+        """Map (..., 2 f) -> (..., f)."""
         activated, gate = projected.chunk(2, dim=-1)
         activated = self.act(activated)
         # A tensor of this size less, where nothing keeps it.
         return activated * gate if torch.is_grad_enabled() else activated.mul_(gate)
 
     def plain_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The shared FFN without its modulation, (..., d) -> (..., d)."""
+        """Run the shared FFN without its modulation, (..., d) -> (..., d)."""
         return self.Wo(self.drop(self.activate(self.Wi(x))))
 
     def forward(
@@ -196,11 +196,14 @@ class FeedForward(nn.Module):
         return self.plain_forward(x), None
 
     def get_expert_weights(self) -> torch.Tensor | None:
-        """The (E,) weights of the merged expert, to be passed to `forward`; None where tokens are routed."""
+        """Return the (E,) weights of the merged expert, to be passed to `forward`; None where tokens are routed."""
         return None
 
     def multiply_adds(self, depth: int = 0) -> int:
-        """Of one token's forward pass at one depth, as the mathematics needs them, whatever the backend."""
+        """
+        Count the multiply-adds of one token's forward pass at one depth, as the mathematics needs them, for any
+        backend.
+        """
         return self.Wi.weight.numel() + self.Wo.weight.numel()
 
     def init_modulation(self) -> None:
@@ -208,13 +211,13 @@ class FeedForward(nn.Module):
 
 
 def lora_parameters(num: int, rank: int, hidden_size: int, width: int) -> tuple[nn.Parameter, ...]:
-    """(A_in, B_in, A_out, B_out) of `num` LoRAs on a GeGLU FFN, without values."""
+    """Return (A_in, B_in, A_out, B_out) of `num` LoRAs on a GeGLU FFN, without values."""
     shapes = ((num, rank, hidden_size), (num, 2 * width, rank), (num, rank, width), (num, hidden_size, rank))
     return tuple(nn.Parameter(torch.empty(shape)) for shape in shapes)
 
 
 def init_lora(A: torch.Tensor, B: torch.Tensor) -> None:
-    """LoRA's start: A uniform in +-1/sqrt(inputs), B zero, so that step 0 is the shared model."""
+    """Initialise LoRAs: A uniform in +-1/sqrt(inputs), B zero, so that step 0 is the shared model."""
     bound = 1 / math.sqrt(A.shape[-1])
     init.uniform_(A, -bound, bound)
     init.zeros_(B)
@@ -229,7 +232,7 @@ class LoRADropout(nn.Module):
         self.lora_dropout = lora_dropout
 
     def forward(self, x: torch.Tensor, width: int) -> DropoutMasks:
-        """x (T, d), f -> masks; all None outside training."""
+        """Draw masks for x (T, d) and FFN width f; all None outside training."""
 
         def draw(probability: float, features: int) -> torch.Tensor | None:
             if not self.training or probability == 0:
@@ -265,7 +268,7 @@ class DepthLoRAFeedForward(FeedForward):
         init_lora(self.depth_A_out, self.depth_B_out)
 
     def lora_factors(self) -> tuple[nn.Parameter, ...]:
-        """(A_in, B_in, A_out, B_out), one row for each modulated layer."""
+        """Return (A_in, B_in, A_out, B_out), one row for each modulated layer."""
         return self.depth_A_in, self.depth_B_in, self.depth_A_out, self.depth_B_out
 
     def multiply_adds(self, depth: int = 0) -> int:
@@ -286,7 +289,7 @@ class DepthLoRAFeedForward(FeedForward):
 
 class RoutedFeedForward(FeedForward):
     """
-    What the mixtures share: router, statistics, and the choice between routing tokens and one merged expert.
+    Base of the mixtures: router, statistics, and the choice between routing tokens and one merged expert.
 
     A subclass gives its experts' parameters by `expert_parameters()`, and
     `mix_tokens(x (T, d), top_k_weights (T, k), top_k_index (T, k)) -> (T, d)` and
@@ -313,7 +316,9 @@ class RoutedFeedForward(FeedForward):
             self.mol_router = None
 
     def freeze_idle_router(self) -> None:
-        """A router that mixes nothing gets no task gradient: frozen, data-parallel training does not wait for one."""
+        """
+        Freeze a router that mixes nothing: it gets no task gradient, and data-parallel training would wait for one.
+        """
         if self.mol_router is not None and self.expert_mixing != "token":
             self.mol_router.weight.requires_grad_(False)
 
@@ -338,7 +343,7 @@ class RoutedFeedForward(FeedForward):
         return self.mol_usage.clone() if self.mol_usage.dim() == 1 else self.mol_usage.mean(dim=0)
 
     def expert_parameters(self) -> tuple[nn.Parameter, ...]:
-        """The parameters of all experts, (E, ...) each."""
+        """Return the parameters of all experts, (E, ...) each."""
         raise NotImplementedError
 
     def multiply_adds(self, depth: int = 0) -> int:
@@ -440,7 +445,7 @@ class MoAFeedForward(RoutedFeedForward):
         return self.moa_down, self.moa_up
 
     def adapt(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """x (T, d), expert weights (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
+        """Adapt x (T, d) by expert weights (T, E) or (E,), 0 for an expert that is not used -> (T, d)."""
         hidden = self.plain_forward(x)
         inner = self.act(nn.functional.linear(self.adapter_drop(hidden), self.moa_down.flatten(0, 1)))
         weights = weights.to(inner.dtype).unsqueeze(-1)
@@ -464,5 +469,5 @@ FEED_FORWARDS = {
 
 
 def build_feed_forward(config, group: int) -> FeedForward:
-    """The FFN of a group: `config.ffn_modulation` in the groups of `mol_groups`, plain elsewhere."""
+    """Build the FFN of a group: `config.ffn_modulation` in the groups of `mol_groups`, plain elsewhere."""
     return (FEED_FORWARDS[config.ffn_modulation] if group in config.modulated_groups else FeedForward)(config, group)

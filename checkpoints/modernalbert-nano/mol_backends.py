@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 
 def expert_mask(top_k_index: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """(..., k) indices -> (..., k, E) booleans, true where the slot holds that expert."""
+    """Map (..., k) indices to (..., k, E) booleans, true where the slot holds that expert."""
     return top_k_index.unsqueeze(-1) == torch.arange(num_experts, device=top_k_index.device)
 
 
@@ -79,7 +79,8 @@ def _apply(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
 
 def concatenate_experts(experts: Experts, weights: torch.Tensor) -> Experts:
     """
-    One LoRA of rank E r whose deltas are sum_e w_e s B_e A_e, exactly: *deltas* are averaged, not factors.
+    Concatenate experts to one LoRA of rank E r whose deltas are sum_e w_e s B_e A_e, exactly: *deltas* are averaged,
+    not factors.
 
     Args:
         experts: E experts.
@@ -102,7 +103,7 @@ def concatenate_experts(experts: Experts, weights: torch.Tensor) -> Experts:
 
 
 def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> torch.Tensor:
-    """The FFN with one LoRA (E = 1) for all tokens: (T, d) -> (T, d)."""
+    """Run the FFN with one LoRA (E = 1) for all tokens: (T, d) -> (T, d)."""
     linear = nn.functional.linear
     low_rank = linear(_apply(masks.lora_in, x), experts.A_in[0]) * experts.scaling
     hidden = _apply(masks.ffn, ffn.activate(ffn.project_in(x) + linear(low_rank, experts.B_in[0])))
@@ -114,7 +115,7 @@ def single_expert_forward(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dr
 
 
 def is_available(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> None:
-    """The `unavailable_reason` of a backend without limits: none."""
+    """Return None: the `unavailable_reason` of a backend without limits."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def reference_mol(
     masks: DropoutMasks,
 ) -> torch.Tensor:
     """
-    The definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
+    Compute the definition, literally: every expert's whole FFN on every token, weighted by its q (0 if not chosen).
 
     A bias of P_out belongs to no expert: it is added once, so that it is no reason to route anywhere (our decision; it
     changes nothing but the router's gradient for k = 1).
@@ -182,14 +183,14 @@ CPU_TOKEN_BLOCK = 512
 
 
 class Slots(NamedTuple):
-    """What each of the k slots of a token holds, for experts whose factors are stacked to rank E r."""
+    """Contents of the k slots of a token, for experts whose factors are stacked to rank E r."""
 
     blocks: torch.Tensor  # (k, T, E r), the scale s in the block of the slot's expert, else 0
     gates: torch.Tensor  # (k, T, 1), routing weights
 
 
 def fill_slots(top_k_weights: torch.Tensor, top_k_index: torch.Tensor, experts: Experts, dtype: torch.dtype) -> Slots:
-    """Routing weights (T, k) and expert indices (T, k) -> slots, in the dtype of the states they will meet."""
+    """Make slots of routing weights (T, k) and expert indices (T, k), in the dtype of the states they will meet."""
     num_experts, rank, _ = experts.A_in.shape
     blocks = expert_mask(top_k_index, num_experts).transpose(0, 1).to(dtype) * experts.scaling
     return Slots(
@@ -208,7 +209,7 @@ def mix_slots(
     hidden: torch.Tensor, A_out: torch.Tensor, slots: Slots, lora_out_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The activated k slots u_e (k, T, f) -> what P_out gets, sum_e q_e u_e (T, f), and what B_out gets (T, E r).
+    Mix the activated k slots u_e (k, T, f): what P_out gets, sum_e q_e u_e (T, f), and what B_out gets (T, E r).
 
     Args:
         A_out: (E, r, f).
@@ -223,12 +224,12 @@ def mix_slots(
 
 
 def add_low_rank(output: torch.Tensor, low_rank: torch.Tensor, B_out: torch.Tensor) -> torch.Tensor:
-    """P_out's result (T, d), low-rank states (T, E r) and (E, d, r) -> (T, d)."""
+    """Add the low-rank part to P_out's result: (T, d), low-rank states (T, E r) and (E, d, r) -> (T, d)."""
     return output + nn.functional.linear(low_rank, B_out.transpose(0, 1).flatten(1))
 
 
 def token_blocks(tokens: torch.Tensor, size: int = CPU_TOKEN_BLOCK) -> list[slice] | None:
-    """The blocks of (T, d) to be worked on one after the other, or None for all at once."""
+    """Return the blocks of (T, d) to be worked on one after the other, or None for all at once."""
     # A length known only at run time (tracing, export, dynamic compilation) is not cut: the number of blocks would be
     # fixed.
     if tokens.device.type != "cpu" or torch.jit.is_tracing() or not statically_known_true(tokens.shape[0] > size):
@@ -246,7 +247,7 @@ def in_token_blocks(
     experts: Experts,
     masks: DropoutMasks,
 ) -> torch.Tensor | None:
-    """A backend's result, `size` tokens after one another; None, and nothing done, where all at once is no worse."""
+    """Run a backend on `size` tokens at a time; None, and nothing done, where all at once is no worse."""
     blocks = token_blocks(x, size)
     if blocks is None:
         return None
@@ -267,7 +268,7 @@ def masked_mol(
     masks: DropoutMasks,
 ) -> torch.Tensor:
     """
-    All experts' factors stacked to rank E r; each slot zeroes the blocks of the experts it does not hold.
+    Stack all experts' factors to rank E r; each slot zeroes the blocks of the experts it does not hold.
 
     No gather, no sort, no data-dependent shape: compiles and exports whole, and every parameter always gets a gradient,
     which data-parallel training needs. Extra multiply-adds per token: E r (d + k n_in + k f + d), against
@@ -371,7 +372,7 @@ class MixStackedSlots(torch.autograd.Function):
 
 
 def why_stacked_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
-    """The reason why it cannot be used, or None."""
+    """Return the reason why it cannot be used, or None."""
     if ffn.glu_activation not in GLU_DERIVATIVES:
         return f"it knows only GLUs of {' and '.join(GLU_DERIVATIVES)}"
     return None if all(mask is None for mask in masks) else "it has no dropout"
@@ -387,7 +388,8 @@ def stacked_mol(
     masks: DropoutMasks,
 ) -> torch.Tensor:
     """
-    `masked` with the backward pass of its slots written out: a few large products instead of many passes over memory.
+    Compute `masked` with the backward pass of its slots written out: a few large products instead of many passes over
+    memory.
 
     It keeps 4 f numbers for each token and slot until the backward pass. Second derivatives are not available
     (`mol_backend="masked"` has them).
@@ -408,7 +410,7 @@ GROUPED_TOKENS, GROUPED_TOKENS_IN_HALF_PRECISION = 256, 512
 
 
 def multiplies_in(dtype: torch.dtype) -> bool:
-    """Whether the processor has matrix products in a dtype that are no slower than those in float32."""
+    """Return whether the processor has matrix products in a dtype that are no slower than those in float32."""
     return (
         dtype in (torch.float32, torch.float64)
         or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -417,21 +419,24 @@ def multiplies_in(dtype: torch.dtype) -> bool:
 
 
 def is_fast_half_precision(x: torch.Tensor) -> bool:
-    """Whether products of x on the CPU are in half precision, by autocast or by its dtype, and it has such products."""
+    """
+    Return whether products of x on the CPU are in half precision, by autocast or by its dtype, and it has such
+    products.
+    """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype.itemsize == 2 and multiplies_in(dtype)
 
 
 def grouped_pays(x: torch.Tensor) -> bool:
-    """Whether `grouped` is faster than `masked` for (T, d) on the CPU."""
+    """Return whether `grouped` is faster than `masked` for (T, d) on the CPU."""
     least = GROUPED_TOKENS_IN_HALF_PRECISION if is_fast_half_precision(x) else GROUPED_TOKENS
     return len(x) >= least
 
 
 def stacked_pays(x: torch.Tensor, experts: Experts) -> bool:
     """
-    Whether `stacked` is the fastest for (T, d) on the CPU: in training, where half precision is fast, if all ranks
-    together are no wider than the model (measured: benchmarks/ffn_speed.py).
+    Return whether `stacked` is the fastest for (T, d) on the CPU: in training, where half precision is fast, if all
+    ranks together are no wider than the model (measured: benchmarks/ffn_speed.py).
     """
     num_experts, rank, width = experts.A_in.shape
     narrow = num_experts * rank <= width
@@ -451,7 +456,7 @@ def check_mol_backend(name: str) -> None:
 
 def select_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks) -> Callable:
     """
-    The function of the backend to use for tokens x (T, d): the one that is named, or for "auto" the fastest.
+    Select the backend for tokens x (T, d): the one that is named, or for "auto" the fastest.
 
     A backend asked for by name that cannot be used gives way to `masked`, with a warning that says why.
     """
@@ -470,7 +475,7 @@ def select_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, m
 
 
 def _fastest_backend(x: torch.Tensor, ffn: FFN, experts: Experts, masks: DropoutMasks, traced: bool) -> str:
-    """What "auto" stands for; figures are from benchmarks/ffn_speed.py."""
+    """Choose the backend of "auto"; figures are from benchmarks/ffn_speed.py."""
 
     def serves(name: str) -> bool:
         return MOL_BACKENDS[name].unavailable_reason(x, ffn, masks) is None
@@ -493,7 +498,7 @@ def _fastest_backend(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dropout
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which look into autograd functions."""
+    """Return whether torch.func or forward-mode differentiation is active, which look into autograd functions."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 

@@ -59,7 +59,9 @@ def rows_by_expert(top_k_index: torch.Tensor, num_experts: int) -> Iterator[Rows
 
 
 def put_rows(target: torch.Tensor, rows: Rows, values: torch.Tensor) -> None:
-    """Values (R, n) to the rows' tokens in `target` (T, n), which starts uninitialised: set at first, then added."""
+    """
+    Put values (R, n) at the rows' tokens in `target` (T, n), which starts uninitialised: set at first, then added.
+    """
     values, n = values.to(target.dtype), rows.num_first
     if n > 0:
         set_rows(target, rows.tokens[:n], values[:n])
@@ -72,7 +74,7 @@ def put_rows(target: torch.Tensor, rows: Rows, values: torch.Tensor) -> None:
 
 
 def set_rows(target: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
-    """target (T, n)[places (R,)] = values (R, n), of one dtype."""
+    """Set target (T, n)[places (R,)] = values (R, n), of one dtype."""
     # index_copy_ goes element by element, however narrow they are: here 16 bytes, several times as fast (measured).
     if target.shape[1] * target.element_size() % 16 == 0:
         target, values = target.view(torch.complex128), values.contiguous().view(torch.complex128)
@@ -151,7 +153,7 @@ class MixSlots(torch.autograd.Function):
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
-    """total (m, n) += scaling left (m, R) right (R, n), whose dtype may be narrower."""
+    """Add a product: total (m, n) += scaling left (m, R) right (R, n), whose dtype may be narrower."""
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=scaling)
     else:
@@ -160,7 +162,7 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sc
 
 
 def at_working_precision(experts: Experts) -> Experts:
-    """In the dtype to work in, every B with its rank first in memory: of small rank, products are faster so."""
+    """Convert to the dtype to work in, every B with its rank first in memory: of small rank, products are faster so."""
     dtype = experts.A_in.dtype
     dtype = dtype if multiplies_in(dtype) else torch.promote_types(dtype, torch.float32)
 
@@ -172,14 +174,14 @@ def at_working_precision(experts: Experts) -> Experts:
 
 
 def pick(mask: torch.Tensor | None, rows: Rows, values: torch.Tensor) -> torch.Tensor:
-    """Values (R, n) times their rows of a mask (T, n)."""
+    """Multiply values (R, n) by their rows of a mask (T, n)."""
     return values if mask is None else values * mask.index_select(0, rows.tokens).to(values.dtype)
 
 
 def expand_rows(
     x: torch.Tensor, base: torch.Tensor, rows: Rows, experts: Experts, masks: DropoutMasks
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows' inputs of A_in (R, d), A_in x (R, r), and h_e = P_in x + s B_in A_in x (R, n_in)."""
+    """Compute the rows' inputs of A_in (R, d), A_in x (R, r), and h_e = P_in x + s B_in A_in x (R, n_in)."""
     dtype = experts.A_in.dtype
     inputs = pick(masks.lora_in, rows, x.index_select(0, rows.tokens).to(dtype))
     a = inputs @ experts.A_in[rows.expert].t()
@@ -188,12 +190,12 @@ def expand_rows(
 
 
 def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: DropoutMasks) -> torch.Tensor:
-    """h_e (R, n_in) -> u_e (R, f), with the FFN's dropout."""
+    """Activate h_e (R, n_in) -> u_e (R, f), with the FFN's dropout."""
     return pick(masks.ffn, rows, activate(h))
 
 
 def why_grouped_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:
-    """The reason why it cannot be used, or None."""
+    """Return the reason why it cannot be used, or None."""
     # The backward pass differentiates the activation by its input alone.
     return "its activation has weights, which would get no gradient" if ffn.activation_learns else None
 
@@ -208,7 +210,7 @@ def grouped_mol(
     masks: DropoutMasks,
 ) -> torch.Tensor:
     """
-    Tokens sorted by expert. Extra multiply-adds per token: k r (2 d + n_in + f), and r (...) again for each slot that
+    Sort tokens by expert. Extra multiply-adds per token: k r (2 d + n_in + f), and r (...) again for each slot that
     training works out a second time.
 
     A gradient reaches every expert's factors, zero where no token chose it. Second derivatives are not available

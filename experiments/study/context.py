@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the jobs of the study share: folders, commands in processes of their own, and the form of an outcome."""
+"""Shared by the jobs of the study: folders, commands in processes of their own, and the form of an outcome."""
 
 import ctypes
 import os

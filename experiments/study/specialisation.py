@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What experts know: mutual information between the routing and what is known of each token."""
+"""Specialisation of experts: mutual information between the routing and what is known of each token."""
 
 import re
 import subprocess

@@ -287,7 +287,22 @@ def test_a_document_gets_the_table_and_is_checked(experiment, monkeypatch, capsy
     assert code == 2 and "for each table" in error and "prose" in document.read_text()
     document.write_text("<!-- task table -->\n<!-- end -->\n<!-- tusk table -->\n<!-- end -->\n")
     code, _, error = command()
-    assert code == 2 and "the table tusk is not known: it must be one of task, ffn" in error
+    assert code == 2 and "the table tusk is not known: it must be one of task, summary, ffn" in error
+
+
+def test_the_summary_has_the_rows_that_were_measured(experiment):
+    module = experiment("document_tables")
+    rows = [row("sst2", "majority"), row("sst2", "tfidf", scores=(0.7,)), row("sst2", "teacher", scores=(0.9,))]
+    rows += [row("sst2", scores=(0.8, 0.82), train_rows=6920), row("mrpc", metric="f1"), row("other", "bm25")]
+    assert module.summary_table(rows).splitlines()[2:] == [
+        "| sst2 | 6,920 | accuracy | 70.0 (TF-IDF) | 81.0 ± 1.4 (2) | 90.0 |"
+    ]
+
+
+def test_the_sizes_are_those_of_the_configurations(experiment):
+    lines = experiment("document_tables").sizes_table().splitlines()[2:]
+    assert len(lines) == 5
+    assert lines[1] == "| `configs/tiny` | 14 = 7 × 2 | 768 | 1,152 / 2,624 | 6 to 7 | 50.9 M |"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +387,7 @@ def timed(**ratios):
 
 MEASURED = {
     "ffn_float32_4096_tokens": {
-        "forward": timed(plain=1, masked=1.5, grouped=1.2),
+        "forward": timed(plain=1, masked=1.5, grouped=1.2, folded=0.99),
         "forward_backward": timed(plain=1, masked=1.6, grouped=1.25),
         "forward_compiled": timed(plain=1, masked=1.4),
     },
@@ -424,12 +439,17 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "| forward, compiled, float32, 4,096 tokens |\n"
         "|---|---:|---:|---:|\n"
         "| this MoL (`grouped`, which `auto` takes on a CPU) | 1.20x | 1.25x |  |\n"
-        "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |"
+        "| this MoL (`masked`, which compiles and exports) | 1.50x | 1.60x | 1.40x |\n"
+        "| merged and folded | 0.99x |  |  |"
     )
     assert module.sweep_table(sections).splitlines()[2:] == [
         "| experts: 8 | 1.20x | 1.30x |",
         "| experts: 64 | 1.25x | 1.35x |",
     ]
+    assert module.speed_sentence(sections, "gpu") == (
+        "Speed on `gpu`, float32: on 4,096 tokens the mixture takes 1.20x the time of the plain FFN (1.25x with the "
+        "backward pass), 0.99x when merged. A Tiny encoder with experts takes 1.05x to 1.10x the time of one without."
+    )
     assert module.encoder_table(sections).splitlines() == [
         "| batch x length | ModernBERT | ModernALBERT / ModernBERT | Tiny with experts / Tiny without modulation |",
         "|---|---:|---:|---:|",

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from small_models import REPOSITORY, run_command, tiny_model
+from small_models import run_command, tiny_model
 from transformers import AutoModelForSequenceClassification
 from tuner_models import adapt, family
 
@@ -183,16 +183,3 @@ def test_recovery_by_the_command(tmp_path, nano_tokenizer, monkeypatch, capsys):
     assert recovery["steps"] == 5 and recovery["loss_after"] < recovery["loss_before"]
     code, out, _ = run_command(monkeypatch, capsys, command, "--help")
     assert "an average if the numbers add up to 1" in " ".join(out.split())
-
-
-def test_the_examples_of_the_documentation(tmp_path, monkeypatch, capsys):
-    text = (REPOSITORY / "docs" / "merging.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(example, "docs/merging.md", "exec"), names)
-    assert "| model.groups.0.mlp |" in capsys.readouterr().out
-    batch = names["batches"][0]
-    torch.testing.assert_close(
-        names["model"].eval()(**batch).logits, names["merged"](**batch).logits, atol=1e-4, rtol=1e-4
-    )
