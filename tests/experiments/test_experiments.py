@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from scipy.stats import spearmanr
 from small_models import REPOSITORY, run_command, tiny_model
 
-from modernalbert import ModernALBERTModel
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
 
 
 def load(name: str):
@@ -126,3 +127,38 @@ def test_a_probe_learns_from_frozen_embeddings(tmp_path, monkeypatch, capsys, na
     features = module.features(model, nano_tokenizer, pairs)
     one, two = module.features(model, nano_tokenizer, pairs.remove_columns("text_pair"))
     assert features == pytest.approx(np.stack([np.r_[abs(one - two), one * two], np.r_[0 * two, two * two]]), abs=1e-6)
+
+
+def test_experts_worth_is_measured_against_the_same_masks(tmp_path, command, monkeypatch, nano_tokenizer):
+    monkeypatch.syspath_prepend(REPOSITORY / "experiments")
+    words = "ferry river bread band guitar bank rain stone paper light".split()
+    lines = [{"text": " ".join(words[(i + j) % 10] for j in range(12))} for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def worth(name: str, **changes) -> dict[str, dict]:
+        model = tiny_model(ModernALBERTForMaskedLM, vocab_size=len(nano_tokenizer), **changes)
+        if name == "silent":
+            for module in model.modules():
+                if hasattr(module, "mol_B_in"):
+                    torch.nn.init.zeros_(module.mol_B_in)
+                    torch.nn.init.zeros_(module.mol_B_out)
+        model.save_pretrained(tmp_path / name)
+        nano_tokenizer.save_pretrained(tmp_path / name)
+        options = ["--model_name_or_path", tmp_path / name, "--validation_file", tmp_path / "texts.jsonl"]
+        options += ["--num_texts", 40, "--num_calibration_texts", 20, "--output_file", tmp_path / "worth.json"]
+        done = command(load("expert_worth").command, *options)
+        assert done.code == 0, done.error
+        results = json.loads((tmp_path / "worth.json").read_text())
+        assert results["num_texts"] == 40 and 0 <= results["smallest_usage"] <= 1 / 4
+        return {row["way"]: row for row in results["rows"]}
+
+    rows = worth("random")
+    assert list(rows) == ["routed", "uniform", "ema", "calibrated", "off"]
+    for way in ("uniform", "off"):
+        low, high = rows[way]["interval"]
+        assert low < rows[way]["worse_by"] < high
+        assert rows[way]["worse_by"] == pytest.approx(rows[way]["masked_loss"] - rows["routed"]["masked_loss"])
+        assert abs(rows[way]["worse_by"]) > 0.01
+    # Experts that add nothing are worth nothing, whatever is done with them.
+    for row in list(worth("silent").values())[1:]:
+        assert row["worse_by"] == pytest.approx(0, abs=1e-5)
