@@ -132,8 +132,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
             elif name is not None:
                 self._file(name)
-            elif parts[4] == "tree":
+            elif parts[4] == "tree" and len(parts) > 6:
                 self._answer(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
+            elif parts[4] == "tree":
+                files = [{"type": "file", "path": n, "oid": "0", "size": len(d)} for n, d in hub.files.items()]
+                self._answer(200, files)
             else:
                 self._answer(200, self._info())
         else:
@@ -168,7 +171,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers["Content-Length"]))
 
-    def _answer(self, status: int, content: dict | bytes, headers: dict[str, str] | None = None):
+    def _answer(self, status: int, content: dict | list | bytes, headers: dict[str, str] | None = None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
