@@ -197,9 +197,14 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     assert code == 0 and (tmp_path / "out" / "README.md").read_text().startswith("# Mine\n\n## Code files")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     for arguments, said in (
         ((*places, "--dtype", "int8"), "--dtype int8 is not allowed: it must be float32, bfloat16, float16"),
         ((*places, "--card", tmp_path / "no.md"), "no.md: no such file"),
+        ((*places, "--format", "gguf"), "--format gguf is not allowed: it must be hub, modernbert, onnx"),
+        (("--model_name_or_path", tmp_path / "bert", "--output_dir", tmp_path / "o"), "bert"),
+        (("--model_name_or_path", tmp_path / "full", "--output_dir", tmp_path / "o"), "cannot be loaded"),
         (("--model_name_or_path", tmp_path / "none", "--output_dir", tmp_path / "o"), "cannot be loaded"),
         (("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "full"), "is not empty"),
         (("--output_dir", tmp_path / "o"), "--model_name_or_path"),
