@@ -1,6 +1,7 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Push and pull over the wire, with the real client: large files in parts, and what goes wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -71,22 +72,39 @@ def test_a_folder_is_pushed_and_pulled_over_the_wire(tmp_path, model):
         assert (tmp_path / "out/1_Pooling/config.json").is_file()
 
 
+MISTAKES = """
+import json, sys
+from modernalbert.hub import command
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["hub.py", "--output_dir", "out", *arguments]
+    try:
+        command()
+    except SystemExit as stopped:
+        print("exit code", stopped.code, file=sys.stderr)
+"""
+
+
 def test_what_goes_wrong_on_the_wire_is_one_sentence(tmp_path, model):
+    mistakes = {
+        "me/none: cannot be loaded": ("--model_name_or_path", "me/none"),
+        "me/mine: cannot be loaded": ("--model_name_or_path", "me/mine", "--revision", "v9"),
+        "no good/name/at all: cannot be loaded": ("--model_name_or_path", "no good/name/at all"),
+        "out is written, but not uploaded to me/mine": (  # without a token
+            "--model_name_or_path",
+            "model",
+            "--push_to_hub",
+            "--hub_model_id",
+            "me/mine",
+        ),
+    }
     with running_hub() as hub:
         hub.exists, hub.files = True, {"config.json": (tmp_path / "model/config.json").read_bytes()}
-        mistakes = [
-            (("--model_name_or_path", "me/none"), {}, "me/none: cannot be loaded"),
-            (("--model_name_or_path", "me/mine", "--revision", "v9"), {}, "v9"),
-            (("--model_name_or_path", "no good/name/at all"), {}, "cannot be loaded"),
-            (
-                ("--model_name_or_path", "model", "--push_to_hub", "--hub_model_id", "me/mine"),
-                {"token": None},
-                "is written, but not uploaded to me/mine",
-            ),
-        ]
-        for arguments, options, said in mistakes:
-            done = export(hub, tmp_path, *arguments, **options)
-            last = done.stderr.strip().splitlines()[-1]
-            assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-            assert "error: " in last and said in last, done.stderr
-        assert sorted(path.name for path in (tmp_path / "out").iterdir())  # written, as it says
+        done = run_process(["-c", MISTAKES, json.dumps(list(mistakes.values()))], hub, tmp_path, token=None)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("hub.py: error: ")]
+    assert len(said) == len(mistakes) and done.stderr.count("exit code 2") == len(mistakes), done.stderr
+    for line, message in zip(said, mistakes):
+        assert message in line
+    assert "v9" in said[1]
+    assert (tmp_path / "out/model.safetensors").is_file()  # written, as it says
