@@ -84,6 +84,10 @@ class ExportArguments:
             "Where it is one, its modules and prompts are kept."
         },
     )
+    encoder_only: bool = field(
+        default=False,
+        metadata={"help": "Leave the head out. The ONNX backend of sentence-transformers asks for an encoder."},
+    )
     dtype: str = field(
         default="float32", metadata={"help": "Dtype of the stored weights: float32, bfloat16 or float16."}
     )
@@ -166,6 +170,8 @@ def write(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrai
         print(report.to_markdown())
     if arguments.format == "modernbert":
         model = to_modernbert(model)
+    if arguments.encoder_only:
+        model = model.base_model
     options = {
         "card": None if arguments.card is None else Path(arguments.card).read_text("utf-8"),
         "hub_model_id": arguments.hub_model_id,
@@ -183,6 +189,10 @@ def write(arguments: ExportArguments, model: PreTrainedModel, tokenizer: PreTrai
             texts = [line.strip() for line in lines if line.strip()]
         report = export_onnx(model, tokenizer, arguments.output_dir, arguments.quantize, texts, **options)
         print(report.to_markdown())
+        if (Path(arguments.output_dir) / "modules.json").is_file() and model.base_model is not model:
+            logger.warning(
+                "The ONNX graph gives logits; sentence-transformers embeds with an encoder's: --encoder_only."
+            )
     else:
         export_to_hub_folder(model, tokenizer, arguments.output_dir, **options)
 

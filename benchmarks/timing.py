@@ -47,9 +47,11 @@ def benchmark_parser(description: str, rounds: int | None) -> argparse.ArgumentP
     return parser
 
 
-def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def time_in_turn(
+    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """
-    Time every function once per round, in the order given.
+    Time every function once per round, in the order given, by a clock in seconds.
 
     Returns:
         Seconds of a call by function, for each round but the first, which warms up. On a GPU, whose clock and whose
@@ -62,19 +64,20 @@ def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dic
                 seconds = seconds_of(function, 1)
             calls[name] = math.ceil(GPU_SECONDS / seconds)
     seconds = [
-        {name: seconds_of(function, calls[name]) for name, function in functions.items()} for _ in range(1 + rounds)
+        {name: seconds_of(function, calls[name], clock) for name, function in functions.items()}
+        for _ in range(1 + rounds)
     ]
     return {name: [times[name] for times in seconds[1:]] for name in functions}
 
 
-def seconds_of(function: Callable[[], object], calls: int) -> float:
+def seconds_of(function: Callable[[], object], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Mean time of so many calls, to the end of what they started on a GPU."""
     synchronise()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         function()
     synchronise()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def synchronise() -> None:

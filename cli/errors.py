@@ -14,6 +14,7 @@
 """Errors that a user can mend: one sentence instead of a traceback."""
 
 import contextlib
+import errno
 import pickle
 import re
 import sys
@@ -37,8 +38,8 @@ def run(main: Callable[[], object]) -> None:
     """
     Run a command's main function.
 
-    A `UserError` becomes one line on standard error and exit code 2, Ctrl-C exit code 130; a defect of ours keeps its
-    traceback.
+    A `UserError` or a full disk becomes one line on standard error and exit code 2, Ctrl-C exit code 130; a defect of
+    ours keeps its traceback.
     """
     try:
         main()
@@ -52,6 +53,22 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: the disk is full: {error_message(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+# What the writers of safetensors, tokenizers and torch say of a full disk; the last two are torch's, whatever it was.
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for want of space, in the words of any library."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in _FULL_DISK)
 
 
 def leave_process_group() -> None:

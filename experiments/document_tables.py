@@ -28,6 +28,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     demo      experiments/results/demo.json: what `run_glue.py --demo` measured
     adapters  experiments/results/adapters.json: what `experiments/adapters_side_by_side.py` measured
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
+    int8      experiments/results/onnx_accuracy.json: what `experiments/onnx_accuracy.py` measured
     routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
     start     experiments/results/nano_start.json: the report of the `upcycle.py` that nano began with
     corpus    experiments/results/nano_corpus.json: the report of `experiments/nano_corpus.py`
@@ -490,29 +491,37 @@ def memory_table(sections: dict[str, dict]) -> str:
     return markdown(header, body)
 
 
-def export_table(sections: dict[str, dict]) -> str:
-    """Latency and throughput of the forms of a model, and the time to a first result."""
-    if "export" not in sections:
-        return "Not measured yet: `python benchmarks/export_speed.py` writes the figures."
-    section = sections["export"]
+def export_table(benchmarks: Path) -> str:
+    """Latency and throughput of the forms of a model, and the time to a first result, for each file that has them."""
+    texts = []
+    for file in sorted(benchmarks.glob("*.json")):
+        sections = read_benchmarks(file)
+        models = {name.removeprefix("export_"): values for name, values in sections.items() if "forms" in values}
+        texts += [f"{model}, `{file.stem}`:\n\n{export_forms(section)}" for model, section in models.items()]
+        if "export_starts" in sections:
+            starts = (f"{name} {seconds:.1f} s" for name, seconds in sections["export_starts"].items())
+            texts.append(f"Processor time of a new process, warm, `{file.stem}`: {', '.join(starts)}.")
+    return "\n\n".join(texts) or "Not measured yet: `python benchmarks/export_speed.py` writes the figures."
+
+
+def export_forms(section: dict) -> str:
+    """A line for each form of one model."""
     batch, length = section["batch"], section["length"]
-    header = [f"{length} tokens a row"]
-    for model in section["forms"]:
-        header += [f"{model}, 1 row", f"{model}, {batch} rows"]
+    timed = {
+        "short_latency": f"1 x {section['short_length']} tokens",
+        "latency": f"1 x {length} tokens",
+        "throughput": f"{batch} x {length} tokens",
+    }
     body = []
     for form, label in EXPORTS.items():
-        cells = [label]
-        for values in (forms.get(form, {}) for forms in section["forms"].values()):
-            for kind, rows in (("latency", 1), ("throughput", batch)):
-                if f"{kind}_ms" not in values:
-                    cells.append("")
-                    continue
-                ms = values[f"{kind}_ms"]
-                speed = f"{ms:.1f} ms" if rows == 1 else f"{1000 * rows / ms:,.0f} rows/s"
-                cells.append(f"{speed} ({values[f'{kind}_ratio']:.2f}x)")
+        values, cells = section["forms"][form], [label]
+        for kind in timed:
+            ms = values[f"{kind}_ms"]
+            speed = f"{ms:.1f} ms" if kind != "throughput" else f"{1000 * batch / ms:,.0f} rows/s"
+            cells += [speed, f"{1 / values[f'{kind}_ratio']:.2f}x"]
         body.append(cells)
-    starts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in section["starts"].items())
-    return markdown(header, body) + f"\n\nIn brackets: time against eager. A new process, warm: {starts}."
+    header = ["", *(cell for shape in timed.values() for cell in (shape, "speed"))]
+    return markdown(header, body)
 
 
 # --- adapters, merging and routing -----------------------------------------------------------------------------------
@@ -552,6 +561,17 @@ def merging_table(file: Path) -> str:
             line += [errors, *rest]
         body.append(line)
     return markdown(header, body)
+
+
+def int8_table(file: Path) -> str:
+    """A line for each form of a classifier: its metrics, and how often it predicts what PyTorch does."""
+    rows = json.loads(file.read_text("utf-8"))
+    metrics = [name for name in rows[0] if name not in ("task", "experts", "form", "rows", "same_prediction")]
+    body = [
+        [f"{row['experts']}, {row['form']}", *(f"{100 * row[name]:.1f} %" for name in (*metrics, "same_prediction"))]
+        for row in rows
+    ]
+    return markdown([f"{rows[0]['task']}, {rows[0]['rows']} rows", *metrics, "same prediction as PyTorch"], body)
 
 
 def routing_text(file: Path) -> str:
@@ -707,12 +727,13 @@ def main() -> None:
         "training": lambda: training_table(read_benchmarks(benchmarks)),
         "tuner": lambda: tuner_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
-        "export": lambda: export_table(read_benchmarks(benchmarks)),
+        "export": lambda: export_table(benchmarks.parent),
         "speed": lambda: speed_sentence(read_benchmarks(benchmarks), benchmarks.stem),
         "sizes": sizes_table,
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
         "adapters": lambda: adapters_table(RESULTS / "adapters.json"),
         "merging": lambda: merging_table(RESULTS / "merging.json"),
+        "int8": lambda: int8_table(RESULTS / "onnx_accuracy.json"),
         "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
         "start": lambda: start_table(RESULTS / "nano_start.json"),
         "corpus": lambda: corpus_table(RESULTS / "nano_corpus.json"),

@@ -31,9 +31,8 @@ PIPELINES = {
 
 def default_card(model: PreTrainedModel, name: str) -> str:
     """Write a model card with what the configuration says; it claims no results."""
-    head = next((head for head in PIPELINES if type(model).__name__.endswith(head)), "")
+    head = _head(model)
     is_modernbert = model.config.model_type == "modernbert"
-    trust = "" if is_modernbert else ", trust_remote_code=True"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = {"parameters": f"{parameters:,}"} | (_modernbert_rows if is_modernbert else _modernalbert_rows)(model.config)
     if is_modernbert:
@@ -62,7 +61,15 @@ tags: [{"modernbert, " if is_modernbert else ""}modernalbert{"" if is_modernbert
 |---|---|
 {chr(10).join(f"| {key} | {value} |" for key, value in rows.items())}
 
-```python
+{loading_section(model, name)}
+The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arXiv 2512.12880).
+"""
+
+
+def loading_section(model: PreTrainedModel, name: str) -> str:
+    """How a ModernALBERT, or the ModernBERT made of one, is loaded: code, dtype, and its merged forms."""
+    head, trust = _head(model), "" if model.config.model_type == "modernbert" else ", trust_remote_code=True"
+    return f"""```python
 from transformers import AutoTokenizer, AutoModel{head}
 
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
@@ -71,8 +78,6 @@ model = AutoModel{head}.from_pretrained("{name}"{trust})
 
 Weights load as float32, which training needs. `dtype="bfloat16"` halves the memory: for a GPU, or a processor that
 computes in bfloat16.{_loading_notes(model)}
-
-The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arXiv 2512.12880).
 """
 
 
@@ -108,6 +113,11 @@ def code_section(folder: Path) -> str:
 def file_hash(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _head(model: PreTrainedModel) -> str:
+    """What the name of a model's class says after the model: "ForMaskedLM", or "" for an encoder."""
+    return next((head for head in PIPELINES if type(model).__name__.endswith(head)), "")
 
 
 def _modernalbert_rows(config) -> dict[str, str]:

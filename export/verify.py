@@ -18,6 +18,7 @@ from pathlib import Path
 
 from modernalbert.cli.errors import UserError, error_message
 from modernalbert.export.cards import file_hash
+from modernalbert.export.sentence_transformers import MODULES_FILE
 
 
 RELEASE_FOLDER = Path(__file__).parents[1]
@@ -66,14 +67,22 @@ def verify_folder(folder: str | Path) -> list[str]:
             found.append(f"{name} is no file of this release.")
         elif file_hash(folder / name) != file_hash(RELEASE_FOLDER / name):
             found.append(f"{name} differs from this release's.")
-    tokenizer_file = folder / "tokenizer_config.json"
-    tokenizer_map = _read_object(tokenizer_file).get("auto_map") if tokenizer_file.exists() else None
     for key, value in auto_map.items():
         module = str(value).rsplit(".", 1)[0]
         if f"{module}.py" not in CODE_FILES:
             found.append(f"config.json: auto_map names {value!r} for {key}, which is no code of this release.")
-    if tokenizer_map:
-        found.append(f"tokenizer_config.json: auto_map={tokenizer_map!r} names code of its own.")
+    # Tokenizers and processors name code so, too; sentence-transformers imports what its modules' types name.
+    for file in sorted(folder.rglob("*.json")):
+        name, content = file.relative_to(folder).as_posix(), _read_json(file)
+        if name != "config.json" and isinstance(content, dict) and content.get("auto_map"):
+            found.append(f"{name}: auto_map={content['auto_map']!r} names code of its own.")
+        if file.name == MODULES_FILE and isinstance(content, list):
+            types = [module.get("type") for module in content if isinstance(module, dict)]
+            found += [
+                f"{name}: type {kind!r} is not sentence-transformers' own."
+                for kind in types
+                if not str(kind).startswith("sentence_transformers.")
+            ]
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in PICKLE_SUFFIXES:
             found.append(f"{file.relative_to(folder).as_posix()} is no safetensors file: loading it could run code.")
@@ -81,12 +90,16 @@ def verify_folder(folder: str | Path) -> list[str]:
 
 
 def _read_object(file: Path) -> dict:
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: it must hold an object.")
+    return content
+
+
+def _read_json(file: Path) -> object:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        return json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: it is not JSON: {error_message(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: it must hold an object.")
-    return content

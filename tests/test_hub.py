@@ -1,13 +1,10 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A folder on the Hub is whole: strangers load every class from it, and it stays whole through training."""
 
-import base64
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -200,9 +197,14 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     assert code == 0 and (tmp_path / "out" / "README.md").read_text().startswith("# Mine\n\n## Code files")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     for arguments, said in (
         ((*places, "--dtype", "int8"), "--dtype int8 is not allowed: it must be float32, bfloat16, float16"),
         ((*places, "--card", tmp_path / "no.md"), "no.md: no such file"),
+        ((*places, "--format", "gguf"), "--format gguf is not allowed: it must be hub, modernbert, onnx"),
+        (("--model_name_or_path", tmp_path / "bert", "--output_dir", tmp_path / "o"), "bert"),
+        (("--model_name_or_path", tmp_path / "full", "--output_dir", tmp_path / "o"), "cannot be loaded"),
         (("--model_name_or_path", tmp_path / "none", "--output_dir", tmp_path / "o"), "cannot be loaded"),
         (("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "full"), "is not empty"),
         (("--output_dir", tmp_path / "o"), "--model_name_or_path"),
@@ -210,56 +212,6 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
         code, _, error = export(*arguments)
         assert code == 2 and said in error
     assert not (tmp_path / "o").exists()
-
-
-class LoopbackHub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as the real client needs to commit small files: it keeps them in `files`."""
-
-    files: dict[str, bytes] = {}
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("/repos/create"):
-            answer = {"url": f"http://{self.headers['Host']}/me/mine", "id": "me/mine"}
-        elif "/preupload/" in self.path:
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            answer = {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            answer = {"commitUrl": f"http://{self.headers['Host']}/me/mine/commit/1", "commitOid": "1", "success": True}
-        else:  # validation of the card
-            answer = {"errors": [], "warnings": []}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_):
-        pass
-
-
-def test_push_uploads_the_folder_with_the_real_client(tmp_path, nano_tokenizer):
-    tiny_model(ModernALBERTForMaskedLM, vocab_size=30522).save_pretrained(tmp_path / "model")
-    nano_tokenizer.save_pretrained(tmp_path / "model")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), LoopbackHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_test",
-        "HF_HOME": str(tmp_path / "hf"),
-    }
-    command = [sys.executable, "-m", "modernalbert.hub", "--model_name_or_path", str(tmp_path / "model")]
-    command += ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "me/mine"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    server.shutdown()
-    assert done.returncode == 0, done.stderr
-    assert "Uploaded to me/mine" in done.stdout
-    assert LoopbackHub.files.keys() == {path.name for path in (tmp_path / "out").iterdir()}
-    assert LoopbackHub.files["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
-    assert b'from_pretrained("me/mine"' in LoopbackHub.files["README.md"]
 
 
 def test_output_folders_are_whole_or_absent_and_foreign_content_is_never_touched(tmp_path):

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "merging": {"cli", "export", *MODEL},
     "tuner": {"cli", "export", "merging", *MODEL},
     "merge_experts": {"cli", "export", "merging", "tuner", *MODEL},
-    "training": {"cli", "data", *MODEL},
+    "training": {"cli", "data", "export", *MODEL},
     "upcycling": {"training", *MODEL},
     "__init__": {"cli", "export", "tuner", "upcycling", *MODEL},
     "evaluation": {"cli", "data"},

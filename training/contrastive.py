@@ -29,6 +29,7 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
 from modernalbert.data.retrieval_pairs import SCALE
+from modernalbert.training.model_card import ModelCardMixin
 from modernalbert.training.router_learning_rate import RouterLearningRateMixin
 
 
@@ -126,7 +127,7 @@ class _AddLoss(torch.autograd.Function):
         return gradient, ctx.share * ctx.scale.value, None, None
 
 
-class RetrievalTrainer(RouterLearningRateMixin, SentenceTransformerTrainer):
+class RetrievalTrainer(ModelCardMixin, RouterLearningRateMixin, SentenceTransformerTrainer):
     """
     sentence-transformers' Trainer that also trains the auxiliary losses of a ModernALBERT's routers.
 

@@ -20,6 +20,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
 
+from modernalbert.training.model_card import ModelCardMixin
 from modernalbert.training.router_learning_rate import RouterLearningRateMixin
 
 
@@ -44,7 +45,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
-class LengthGroupedTrainer(RouterLearningRateMixin, Trainer):
+class LengthGroupedTrainer(ModelCardMixin, RouterLearningRateMixin, Trainer):
     """
     Trainer for tokenised data sets, padded batch by batch.
 

@@ -378,6 +378,39 @@ def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_toke
     assert code == 2 and "--task_name stsb is not allowed" in error
 
 
+# --- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    module, tables = experiment("onnx_accuracy"), experiment("document_tables")
+    model = tiny_model(
+        ModernALBERTForSequenceClassification, vocab_size=30522, num_labels=2, num_hidden_layers=2, mol_groups="all"
+    )
+    model.save_pretrained(tmp_path / "model")
+    nano_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"sentence": text, "label": i % 2} for i, text in enumerate(("dull", "a great film", "no", "see it twice"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model_name_or_path", tmp_path / "model", "--validation_file", tmp_path / "rows.jsonl"]
+    arguments += ["--output_file", tmp_path / "out.json", "--task_name"]
+    code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, "sst2")
+    assert code == 0, error
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["experts"], row["form"]) for row in results[::2]] == [
+        ("routed", "PyTorch"), ("routed", "ONNX, int8"), ("merged", "ONNX"),
+    ]  # fmt: skip
+    batch = nano_tokenizer([row["sentence"] for row in rows], padding=True, return_tensors="pt")
+    predicted = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
+    correct = (predicted == torch.tensor([0, 1, 0, 1])).float().mean().item()
+    assert results[0]["accuracy"] == results[1]["accuracy"] == pytest.approx(correct)
+    assert results[1]["same_prediction"] == 1.0
+    lines = tables.int8_table(tmp_path / "out.json").splitlines()
+    assert lines[0] == "| sst2, 4 rows | accuracy | same prediction as PyTorch |" and len(lines) == 8
+    for task, said in (("stsb", "--task_name stsb is not allowed"), ("mnli", "it has no classifier for mnli")):
+        code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, task)
+        assert code == 2 and said in error
+
+
 # --- benchmarks ------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +453,18 @@ MEASURED = {
     "recipe_medium_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 50.0},
     "recipe_base_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 40.0},
     "recipe_large_float32_1x1024": timed(step=1, teacher=0.3) | {"tokens_per_second": 20.0},
+    "export_nano": {
+        "batch": 32, "length": 128, "short_length": 16,
+        "forms": {
+            form: {
+                f"{kind}_{figure}": value
+                for kind in ("short_latency", "latency", "throughput")
+                for figure, value in (("ms", 10.0), ("ratio", 0.5))
+            }
+            for form in ("routed", "eager", "compiled", "modernbert", "onnx", "onnx_int8", "minilm")
+        },
+    },
+    "export_starts": {"first result": 2.5},
     "memory_float32_2x512": {
         "none": {
             "peak_megabytes": 1000.0, "peak_ratio": 1.0, "kept_megabytes": 500.0, "kept_ratio": 1.0,
@@ -469,6 +514,18 @@ def test_tables_of_benchmarks(experiment, tmp_path):
     assert module.recipe_table(tmp_path).splitlines()[2].endswith("| 100 | 83,333 |")
     assert module.memory_table(sections).splitlines()[2:] == [
         "| Tiny without modulation | 1,000 MB (1.00x) | 500 MB (1.00x) | 300 MB | 150 MB | 0.20 s |"
+    ]
+    assert module.export_table(tmp_path).splitlines() == [
+        "nano, `cpu-2-threads`:",
+        "",
+        "|  | 1 x 16 tokens | speed | 1 x 128 tokens | speed | 32 x 128 tokens | speed |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {label} | 10.0 ms | 2.00x | 10.0 ms | 2.00x | 3,200 rows/s | 2.00x |"
+            for label in module.EXPORTS.values()
+        ),
+        "",
+        "Processor time of a new process, warm, `cpu-2-threads`: first result 2.5 s.",
     ]
     for broken in ("[", "[]", '{"ffn": 3}'):
         file.write_text(broken)

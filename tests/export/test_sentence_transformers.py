@@ -78,6 +78,20 @@ def test_a_model_becomes_an_embedding_folder_and_still_fills_masks(tmp_path, nan
     assert (folder / "1_Pooling/config.json").is_file()  # exported over itself
 
 
+def test_an_encoder_without_its_head_embeds_alike(tmp_path, nano_tokenizer, monkeypatch, capsys):
+    model = tiny_model(ModernALBERTForMaskedLM, vocab_size=30522)
+    whole = export_to_hub_folder(model, nano_tokenizer, tmp_path / "whole", pooling="mean")
+    places = ("--model_name_or_path", whole, "--output_dir", tmp_path / "out")
+    code, _, error = run_command(monkeypatch, capsys, export_command, *places, "--encoder_only")
+    assert code == 0, error
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["ModernALBERTModel"]
+    expected, actual = (
+        SentenceTransformer(str(folder), device="cpu").encode(TEXTS) for folder in (whole, tmp_path / "out")
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert "AutoModel.from_pretrained" in (tmp_path / "out/README.md").read_text()
+
+
 def test_cross_encoder_and_sparse_encoder_start_from_an_export(tmp_path, nano_tokenizer):
     model = tiny_model(ModernALBERTForMaskedLM, vocab_size=30522)
     folder = str(export_to_hub_folder(model, nano_tokenizer, tmp_path / "out", pooling="mean"))

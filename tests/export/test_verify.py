@@ -42,10 +42,16 @@ def test_everything_that_could_run_is_named(folder):
     (folder / "training_args.bin").write_bytes(b"")
     change_json(folder / "config.json", auto_map={"AutoModel": "someone/else--modeling.Model"})
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tok.Mine", None]}}))
+    modules = [
+        {"type": "mine.Module", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     assert verify_folder(folder) == [
         "deep/more.py is no file of this release.",
         "mol_triton.py is missing.",
         "config.json: auto_map names 'someone/else--modeling.Model' for AutoModel, which is no code of this release.",
+        "modules.json: type 'mine.Module' is not sentence-transformers' own.",
         "tokenizer_config.json: auto_map={'AutoTokenizer': ['tok.Mine', None]} names code of its own.",
         "training_args.bin is no safetensors file: loading it could run code.",
     ]
