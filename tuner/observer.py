@@ -24,10 +24,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers.utils import logging
 
 from modernalbert.modeling_mol import sum_over_processes, summarise_routing
+from modernalbert.tuner.config import MOL
 
 
 logger = logging.get_logger(__name__)
@@ -138,6 +141,7 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     """Before a model's forward: take our arguments away, and listen where there is something to do with it."""
     if "adapter_names" in kwargs:
         raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
+    check_other_adapters(model)
     is_asked, expert_labels = bool(kwargs.get("output_router_logits")), kwargs.get("expert_labels")
     if "output_router_logits" in kwargs or "expert_labels" in kwargs:
         known = inspect.signature(model.forward).parameters
@@ -157,6 +161,43 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
                     "expert_labels has no effect: only the training of adapters that route tokens uses it."
                 )
     return args, kwargs
+
+
+def check_other_adapters(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: an adapter of another type came later, and peft, which looks into no adapter's layer, passed over
+            some of its targets without a word.
+    """
+    for adapter_name, config in getattr(model, "peft_config", {}).items():
+        if config.peft_type == MOL or getattr(config, "target_modules", None) is None:
+            continue
+        for layer_name, layer in mol_layers(model):
+            passed_over = (path for path in inner_targets(layer, adapter_name) if _is_target(config, layer_name, path))
+            path = next(passed_over, None)
+            if path is not None:
+                raise ValueError(
+                    f"Adapter {adapter_name!r} ({config.peft_type.value}) was added after a MoL adapter, and is not on "
+                    f"{layer_name}.{path}, because peft adds nothing inside of another adapter's layer: add the MoL "
+                    "adapter last, or name target_modules outside of its feed-forward networks."
+                )
+
+
+def inner_targets(layer: nn.Module, adapter_name: str) -> Iterator[str]:
+    """The paths inside a MoL layer's FFN where an adapter of that name could be, and is not."""
+    inside: tuple[str, ...] = ()
+    for path, module in layer.get_base_layer().named_modules():
+        if not path or path.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside += (f"{path}.",)
+            if any(adapter_name in getattr(module, name) for name in module.adapter_layer_names):
+                continue
+        yield path
+
+
+def _is_target(config: PeftConfig, layer_name: str, path: str) -> bool:
+    return bool(check_target_module_exists(config, f"{layer_name}.{path}"))
 
 
 def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
