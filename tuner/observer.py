@@ -115,7 +115,7 @@ class RoutingObserver:
     - in training add the balance and z losses to the loss, and move the averages of the routing;
     - with `expert_labels` (batch,), the expert that each row should go to, add the cross-entropy of the routing;
     - for `output_router_logits=True` put `router_logits` (one (batch, sequence, E) per use of an FFN, in the order of
-      the layers) and, in training, `aux_loss` into the output.
+      the layers, zero at padding) and, in training, `aux_loss` into the output.
     """
 
     @staticmethod
@@ -210,9 +210,9 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any
     if not forward.logits or output is None:
         return output
     aux_loss = loss = None
+    inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    inputs = inputs | inputs.get("kwargs", {})
     if forward.is_training:
-        inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-        inputs = inputs | inputs.get("kwargs", {})
         aux_loss = finish_step(forward, inputs)
         loss = getattr(output, "loss", None)
         if isinstance(output, tuple) and inputs.get("labels") is not None:
@@ -224,8 +224,11 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any
         else:
             output["loss"] = loss
     if forward.is_asked and not isinstance(output, tuple):
-        uses = (forward.logits.get(name, ()) for name in forward.names.values())
-        output["router_logits"] = tuple(logits for layer in uses for logits in layer)
+        output["router_logits"] = tuple(
+            zero_padding(logits, token_mask(model, name, logits, inputs))
+            for name in forward.names.values()
+            for logits in forward.logits.get(name, ())
+        )
         if aux_loss is not None:
             output["aux_loss"] = aux_loss
     return output
@@ -319,6 +322,15 @@ def token_mask(model: nn.Module, layer_name: str, logits: torch.Tensor, inputs: 
             mask = inputs["labels"] != -100
     fits = isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == logits[..., 0].numel()
     return mask if fits else None
+
+
+def zero_padding(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Router logits (..., E), zero where the mask says padding, as every state that a ModernALBERT returns."""
+    return (
+        logits
+        if mask is None
+        else logits.masked_fill(~mask.bool().to(logits.device).reshape(*logits.shape[:-1], 1), 0.0)
+    )
 
 
 def mol_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
