@@ -141,7 +141,8 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     """Before a model's forward: take our arguments away, and listen where there is something to do with it."""
     if "adapter_names" in kwargs:
         raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
-    check_other_adapters(model)
+    if not torch.compiler.is_compiling():
+        check_other_adapters(model)
     is_asked, expert_labels = bool(kwargs.get("output_router_logits")), kwargs.get("expert_labels")
     if "output_router_logits" in kwargs or "expert_labels" in kwargs:
         known = inspect.signature(model.forward).parameters
