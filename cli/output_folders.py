@@ -35,7 +35,7 @@ def atomic_folder(folder: str | Path, replaceable: Sequence[str]) -> Iterator[Pa
             it is replaced; any other content is never touched.
 
     Raises:
-        UserError: `folder` is a file, or holds something else.
+        UserError: `folder` is a file, cannot be made, or holds something else.
     """
     folder = Path(folder).resolve()
     check_replaceable(folder, replaceable)
@@ -67,10 +67,22 @@ def set_default_mode(path: Path) -> None:
         path.chmod((0o777 if is_executable else 0o666) & ~_umask())
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise a UserError unless `folder` can be made, or written into; nothing is left behind."""
+    folder = Path(folder)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {place}: {error.strerror}.") from None
+
+
 def check_replaceable(folder: str | Path, replaceable: Sequence[str]) -> None:
-    """Raise a UserError unless `folder` is absent or holds nothing but what `replaceable` names."""
+    """Raise a UserError unless `folder` can be made, or holds nothing but what `replaceable` names."""
     folder = Path(folder)
     if not folder.exists():
+        check_writable(folder)
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: the output folder is a file.")

@@ -80,7 +80,7 @@ def read_checkpoint(arguments: ModelArguments) -> Checkpoint:
         known = config.id2label or {}
     return Checkpoint(
         name,
-        labels=tuple(known[i] for i in sorted(known)),
+        labels=tuple(str(known[i]) for i in sorted(known)),
         architectures=tuple(config.architectures or ()),
         is_multi_label=config.problem_type == "multi_label_classification",
         has_weights=not has_no_weights(Path(name)),
@@ -214,9 +214,12 @@ def check_weights(model: PreTrainedModel, absent: set[str], name: str, keeps_hea
     Args:
         absent: The weights that were not in the checkpoint, or of another shape there.
     """
-    # BERT's pooler is no part of its masked language model, and no buffer is needed: each has a first value.
-    absent = {key for key in absent if "pooler" not in key} & {key for key, _ in model.named_parameters()}
     is_encoder = model.base_model is model
+    absent = absent & {key for key, _ in model.named_parameters()}  # each buffer has a first value
+    if (
+        is_encoder or not keeps_head
+    ):  # BERT's pooler is no part of its masked language model, and mean pooling uses none
+        absent = {key for key in absent if "pooler" not in key}
     of_encoder = {key for key in absent if is_encoder or key.startswith(f"{model.base_model_prefix}.")}
     refused = absent if keeps_head else of_encoder
     if refused:

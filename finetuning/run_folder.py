@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modernalbert.cli.errors import UserError
+from modernalbert.cli.output_folders import check_writable
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
     """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file.")
+    check_writable(folder)
     is_named = resume is not None and resume.lower() not in ("true", "false")
     if is_named:
         if not (Path(resume) / "trainer_state.json").is_file():

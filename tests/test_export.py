@@ -31,11 +31,15 @@ def batch(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("dynamic, sizes", [(False, [(2, CPU_TOKEN_BLOCK // 2 + 5)]), (True, [(2, 12), (3, 17)])])
-def test_compile_fullgraph(dynamic, sizes):
+# Machine code is generated in one of these tests: it takes most of a minute.
+@pytest.mark.parametrize(
+    "backend, dynamic, sizes",
+    [("inductor", False, [(2, CPU_TOKEN_BLOCK // 2 + 5)]), ("aot_eager", True, [(2, 12), (3, 17)])],
+)
+def test_compile_fullgraph(backend, dynamic, sizes):
     torch._dynamo.reset()
     model = tiny_model(ModernALBERTForMaskedLM, **SHALLOW)
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
     with torch.no_grad():
         for rows, length in sizes:
             ids, mask = batch(rows, length)
@@ -46,7 +50,7 @@ def test_compile_fullgraph(dynamic, sizes):
 def test_compile_fullgraph_of_a_training_step_with_packed_rows():
     torch._dynamo.reset()
     model, eager = (tiny_model(ModernALBERTForMaskedLM, router_jitter_noise=0.0, **SHALLOW).train() for _ in range(2))
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     ids = torch.randint(3, 120, (2, 12))
     positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1)
     mask = torch.ones_like(ids)

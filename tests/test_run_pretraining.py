@@ -318,7 +318,12 @@ def test_a_cached_teacher_answers_once_and_the_same(pretrain, models, text, tmp_
 
 
 def test_a_prepared_corpus_is_used_without_its_sources(pretrain, models, text, tmp_path, command):
-    options = arguments(models, text, tmp_path / "run", "--prepare_only", corpus_dir=tmp_path / "corpus")
+    unreadable = {}
+    for name in ("student", "teacher"):  # preparing asks for the tokenizer alone
+        unreadable[name] = shutil.copytree(models / name, tmp_path / name)
+        (unreadable[name] / "model.safetensors").write_bytes(b"no weights")
+    changes = distilled(tmp_path) | {"model_name_or_path": unreadable["student"], "corpus_dir": tmp_path / "corpus"}
+    options = arguments(models, text, tmp_path / "run", "--prepare_only", **changes)
     code, _, error = command(pretraining_command, *options)
     assert code == 0 and not (tmp_path / "run").exists(), error
     options = arguments(models, text, tmp_path / "run", corpus_dir=tmp_path / "corpus", max_steps=2)

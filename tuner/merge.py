@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
@@ -41,6 +42,7 @@ from modernalbert.modeling_mol import summarise_routing
 from modernalbert.mol_backends import Experts
 from modernalbert.tuner.config import MOL, MoLConfig
 from modernalbert.tuner.experts import copy_modules_to_save, find_adapter, layers_of, set_experts
+from modernalbert.tuner.layer import MoLLayer
 from modernalbert.tuner.lora import projection_factors
 from modernalbert.tuner.observer import mol_layers, recording, token_mask
 
@@ -71,9 +73,11 @@ class AdapterExperts(ExpertSource):
             raise ValueError(f"new_adapter_name={merged_name!r} is not allowed: there is an adapter of that name.")
         self.layers = layers_of(tuner, self.adapter_name)
         self.config = tuner.peft_config[self.adapter_name]
-        if any(self.adapter_name in layer.merged_adapters for layer in self.layers.values()):
+        merged = {name for _, layer in mol_layers(self.model) for name in layer.merged_adapters}
+        if merged:
             raise ValueError(
-                f"adapter_name={self.adapter_name!r} is not allowed: it is merged into the base; unmerge it first."
+                f"adapter_name={self.adapter_name!r} is not allowed: {', '.join(sorted(map(repr, merged)))} is merged "
+                "into the base; unmerge it first."
             )
         self.experts = {name: layer.experts(self.adapter_name) for name, layer in self.layers.items()}
 
@@ -214,6 +218,11 @@ def merge_adapter(
             "and give merge_experts what comes of it, if that has experts."
         )
     check_plain_weights(model)
+    others = [name for name, module in model.named_modules() if is_of_another_adapter(module)]
+    if others:
+        raise ValueError(
+            f"{others[0]} has an adapter of another type, which the merged model would lose: merge or remove it first."
+        )
     source = AdapterExperts(model.base_model, model.active_adapter)
     for name, layer in source.layers.items():
         for projection in (*layer.input_projections, layer.output_projection):
@@ -237,6 +246,11 @@ def merge_adapter(
     report.parameters_before = sum(parameter.numel() for parameter in model.parameters())
     report.parameters_after = sum(parameter.numel() for parameter in report.model.parameters())
     return report
+
+
+def is_of_another_adapter(module: nn.Module) -> bool:
+    """Whether a module is a layer of an adapter that is no MoL."""
+    return isinstance(module, BaseTunerLayer) and not isinstance(module, MoLLayer)
 
 
 @contextlib.contextmanager

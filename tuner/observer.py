@@ -24,10 +24,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers.utils import logging
 
 from modernalbert.modeling_mol import sum_over_processes, summarise_routing
+from modernalbert.tuner.config import MOL
 
 
 logger = logging.get_logger(__name__)
@@ -112,7 +115,7 @@ class RoutingObserver:
     - in training add the balance and z losses to the loss, and move the averages of the routing;
     - with `expert_labels` (batch,), the expert that each row should go to, add the cross-entropy of the routing;
     - for `output_router_logits=True` put `router_logits` (one (batch, sequence, E) per use of an FFN, in the order of
-      the layers) and, in training, `aux_loss` into the output.
+      the layers, zero at padding) and, in training, `aux_loss` into the output.
     """
 
     @staticmethod
@@ -138,6 +141,8 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     """Before a model's forward: take our arguments away, and listen where there is something to do with it."""
     if "adapter_names" in kwargs:
         raise ValueError("adapter_names is not allowed here: wrap the model in a PeftModel to mix adapters.")
+    if not torch.compiler.is_compiling():
+        check_other_adapters(model)
     is_asked, expert_labels = bool(kwargs.get("output_router_logits")), kwargs.get("expert_labels")
     if "output_router_logits" in kwargs or "expert_labels" in kwargs:
         known = inspect.signature(model.forward).parameters
@@ -159,6 +164,43 @@ def begin_forward(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     return args, kwargs
 
 
+def check_other_adapters(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: an adapter of another type came later, and peft, which looks into no adapter's layer, passed over
+            some of its targets without a word.
+    """
+    for adapter_name, config in getattr(model, "peft_config", {}).items():
+        if config.peft_type == MOL or getattr(config, "target_modules", None) is None:
+            continue
+        for layer_name, layer in mol_layers(model):
+            passed_over = (path for path in inner_targets(layer, adapter_name) if _is_target(config, layer_name, path))
+            path = next(passed_over, None)
+            if path is not None:
+                raise ValueError(
+                    f"Adapter {adapter_name!r} ({config.peft_type.value}) was added after a MoL adapter, and is not on "
+                    f"{layer_name}.{path}, because peft adds nothing inside of another adapter's layer: add the MoL "
+                    "adapter last, or name target_modules outside of its feed-forward networks."
+                )
+
+
+def inner_targets(layer: nn.Module, adapter_name: str) -> Iterator[str]:
+    """The paths inside a MoL layer's FFN where an adapter of that name could be, and is not."""
+    inside: tuple[str, ...] = ()
+    for path, module in layer.get_base_layer().named_modules():
+        if not path or path.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside += (f"{path}.",)
+            if any(adapter_name in getattr(module, name) for name in module.adapter_layer_names):
+                continue
+        yield path
+
+
+def _is_target(config: PeftConfig, layer_name: str, path: str) -> bool:
+    return bool(check_target_module_exists(config, f"{layer_name}.{path}"))
+
+
 def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
     """After a model's forward, and where it failed: what was heard goes into the output."""
     recordings = getattr(_THREAD, "recordings", ())
@@ -169,9 +211,9 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any
     if not forward.logits or output is None:
         return output
     aux_loss = loss = None
+    inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    inputs = inputs | inputs.get("kwargs", {})
     if forward.is_training:
-        inputs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-        inputs = inputs | inputs.get("kwargs", {})
         aux_loss = finish_step(forward, inputs)
         loss = getattr(output, "loss", None)
         if isinstance(output, tuple) and inputs.get("labels") is not None:
@@ -183,8 +225,11 @@ def end_forward(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any
         else:
             output["loss"] = loss
     if forward.is_asked and not isinstance(output, tuple):
-        uses = (forward.logits.get(name, ()) for name in forward.names.values())
-        output["router_logits"] = tuple(logits for layer in uses for logits in layer)
+        output["router_logits"] = tuple(
+            zero_padding(logits, token_mask(model, name, logits, inputs))
+            for name in forward.names.values()
+            for logits in forward.logits.get(name, ())
+        )
         if aux_loss is not None:
             output["aux_loss"] = aux_loss
     return output
@@ -280,6 +325,15 @@ def token_mask(model: nn.Module, layer_name: str, logits: torch.Tensor, inputs: 
             mask = inputs["labels"] != -100
     fits = isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == logits[..., 0].numel()
     return mask if fits else None
+
+
+def zero_padding(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Router logits (..., E), zero where the mask says padding, as every state that a ModernALBERT returns."""
+    return (
+        logits
+        if mask is None
+        else logits.masked_fill(~mask.bool().to(logits.device).reshape(*logits.shape[:-1], 1), 0.0)
+    )
 
 
 def mol_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -34,7 +34,7 @@ from modernalbert.modeling_modernalbert import (
     TokenLayout,
 )
 from modernalbert.training.distillation import DistillationConfig, Teacher
-from modernalbert.upcycling.embedding import check_equal, set_embedding, teacher_embedding
+from modernalbert.upcycling.embedding import check_equal, check_no_adapter, set_embedding, teacher_embedding
 
 
 # The residual stream is to grow by this factor a layer, as it does in trained pre-norm models.
@@ -279,9 +279,11 @@ def upcycle_bert(
         token_counts: As `factorise_embedding`.
 
     Raises:
-        ValueError: vocabulary or width differ, or the student's heads do not divide the teacher's.
+        ValueError: vocabulary or width differ, the student's heads do not divide the teacher's, or the teacher wears an
+            adapter.
     """
     check_equal(config, teacher.config, ("vocab_size", "hidden_size"))
+    check_no_adapter(teacher)
     if teacher.config.num_attention_heads % config.num_attention_heads:
         raise ValueError(
             f"num_attention_heads={config.num_attention_heads} is not allowed: it must divide the teacher's "

@@ -63,6 +63,16 @@ def check_equal(config: ModernALBERTConfig, teacher: PreTrainedConfig, names: Se
             raise ValueError(f"{name}={ours!r} is not allowed: it must be the teacher's {theirs!r}.")
 
 
+def check_no_adapter(teacher: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: the teacher wears an adapter, which its weights alone do not show.
+    """
+    adapted = next((name for name, module in teacher.named_modules() if hasattr(module, "base_layer")), None)
+    if adapted is not None:
+        raise ValueError(f"The teacher has an adapter on {adapted}: merge it into the weights first.")
+
+
 def teacher_embedding(teacher: PreTrainedModel) -> torch.Tensor:
     """Return (V, d): what the first norm sees of each token, but for a BERT's exact position."""
     if teacher.config.model_type == "bert":

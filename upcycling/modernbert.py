@@ -21,7 +21,7 @@ from transformers import AutoModelForMaskedLM, ModernBertConfig, PreTrainedModel
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.modeling_mol import DepthLoRAFeedForward, FeedForward, MoLFeedForward
-from modernalbert.upcycling.embedding import check_equal, set_embedding, teacher_embedding
+from modernalbert.upcycling.embedding import check_equal, check_no_adapter, set_embedding, teacher_embedding
 
 
 LAYER_MAPS = ("stepwise", "first", "last", "average")
@@ -131,8 +131,8 @@ def upcycle_modernbert(
         The student, in the teacher's dtype and on its device, in evaluation mode.
 
     Raises:
-        ValueError: a width, a vocabulary or a bias of the two cannot be mapped, or `layer_map` or `experts` is not
-            allowed.
+        ValueError: a width, a vocabulary or a bias of the two cannot be mapped, `layer_map` or `experts` is not
+            allowed, or the teacher wears an adapter.
     """
     if experts not in EXPERT_STARTS:
         raise ValueError(f"experts={experts!r} is not allowed: it must be {' or '.join(map(repr, EXPERT_STARTS))}.")
@@ -144,6 +144,7 @@ def upcycle_modernbert(
             f"The teacher's model_type={teacher_config.model_type!r} is not allowed: it must be 'modernbert'."
         )
     check_equal(config, teacher_config, EQUAL_FIELDS)
+    check_no_adapter(teacher)
     encoder = teacher.base_model
     layers = teacher_layers_of_groups(layer_map, config.num_groups, len(encoder.layers))
 

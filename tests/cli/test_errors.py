@@ -3,6 +3,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from modernalbert import ModernALBERTConfig
 from modernalbert.cli.bfloat16 import bfloat16_slowdown, describe_slowdown
 from modernalbert.cli.errors import MESSAGE_LENGTH, UserError, error_message, explain_loading
-from modernalbert.cli.output_folders import atomic_folder
+from modernalbert.cli.output_folders import atomic_folder, check_replaceable, check_writable
+from modernalbert.finetuning.run_folder import check_output_dir
 
 
 def library_errors(folder):
@@ -83,3 +85,13 @@ def test_slow_bfloat16_is_said_with_its_factor():
     assert 0 < bfloat16_slowdown(cpu) < 1000
     assert describe_slowdown(0.5, cpu) == ""
     assert "they take 3.4 times as long as in float32" in describe_slowdown(3.42, cpu)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, parent in ((tmp_path / "file/out", tmp_path / "file"), (Path("/proc/out/deep"), Path("/proc"))):
+        for check in (check_writable, lambda p: check_replaceable(p, ()), lambda p: check_output_dir(p, False, None)):
+            with pytest.raises(UserError, match=f"^{place} cannot be written: {parent}: "):
+                check(place)
+    check_writable(tmp_path / "new/deep")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -207,10 +207,22 @@ def test_heads_of_other_encoders_are_drawn_anew(command, tmp_path, nano_tokenize
     torch.testing.assert_close(new["bert.pooler.dense.weight"], old["bert.pooler.dense.weight"], atol=1e-6, rtol=0)
 
 
-def test_a_head_without_its_weights_is_refused(command, judge, tmp_path, nano_tokenizer):
+@pytest.mark.parametrize("architecture, part", [("modernalbert", "head.dense.weight"), ("bert", "pooler.dense.weight")])
+def test_a_head_without_its_weights_is_refused(command, judge, tmp_path, nano_tokenizer, architecture, part):
+    if architecture == "bert":  # whose pooler is of the head here, though other models do without
+        config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        judge = BertForSequenceClassification(config)
     folder = save(judge, ("negative", "positive"), tmp_path / "m", nano_tokenizer)
-    weights = {name: value for name, value in judge.state_dict().items() if not name.startswith("head.")}
+    weights = {name: value for name, value in judge.state_dict().items() if not name.endswith(part)}
     judge.save_pretrained(folder, state_dict=weights)
     rows = write_rows(tmp_path / "rows.jsonl", ["positive", "negative"])
     code, _, error = run(command, glue_command, folder, tmp_path, "--validation_file", rows, "--no_do_train")
-    assert code == 2 and "lacks weights" in error and "head.dense.weight" in error
+    assert code == 2 and "lacks weights" in error and part in error
+
+
+def test_labels_that_are_numbers_in_a_configuration_are_names(command, judge, tmp_path, nano_tokenizer):
+    folder = save(judge, (1, 0), tmp_path / "m", nano_tokenizer)
+    rows = write_rows(tmp_path / "rows.jsonl", ["1", 0])
+    code, _, error = run(command, glue_command, folder, tmp_path, "--train_file", rows, "--validation_file", rows)
+    assert code == 0, error
+    assert json.loads((tmp_path / "out/all_results.json").read_text())["eval_accuracy"] == 1

@@ -41,9 +41,24 @@ def with_mol_adapter():
     return model
 
 
+def adapter_on_lora():
+    model = family("llama")
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    return get_peft_model(model, MoLConfig(num_experts=2))
+
+
+def adapter_on_merged_adapter():
+    model = get_peft_model(family("llama"), MoLConfig(num_experts=2))
+    model.add_adapter("other", MoLConfig(num_experts=1))
+    model.merge_adapter(["other"])
+    return model
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
+        (adapter_on_lora, r"layers\.0\.self_attn\.q_proj has an adapter of another type"),
+        (adapter_on_merged_adapter, "'other' is merged into the base; unmerge it first"),
         (lambda: with_lora("Wqkv"), rf"groups\.0\.attn\.Wqkv\.lora_A\.default\.weight.*: {MERGE_FIRST}"),
         (lambda: with_lora("Wi"), rf"groups\.0\.mlp\.Wi\.lora_A\.default\.weight.*: {MERGE_FIRST}"),
         (

@@ -271,6 +271,7 @@ def test_auxiliary_losses_join_the_loss_in_training_alone_and_padding_does_not_c
     torch.testing.assert_close(trained.loss, silent + trained.aux_loss)
     expected = []
     for logits in trained.router_logits:
+        assert not logits[batch["attention_mask"] == 0].any() and logits[batch["attention_mask"] == 1].all()
         real = logits[batch["attention_mask"].bool()]
         p = real.softmax(-1)
         slots = torch.nn.functional.one_hot(p.topk(2).indices, 4).sum(-2).float().mean(0) / 2

@@ -332,15 +332,24 @@ import torch
 from transformers import AutoModelForMaskedLM
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 import modernalbert  # registers the tuner, and the package's own classes, which would have come first
-from peft import PeftModel
+from modernalbert import MoLConfig
+from modernalbert.merge_experts import merge_experts
+from modernalbert.tuner.merge import load_adapter
+from peft import PeftConfig, PeftModel
 assert type(model).__module__.startswith("transformers_modules."), type(model)
+assert isinstance(PeftConfig.from_pretrained(sys.argv[2]), MoLConfig)
 adapted = PeftModel.from_pretrained(model, sys.argv[2]).eval()
-torch.save(adapted(input_ids=torch.arange(3, 12).view(1, -1)).logits, sys.argv[3])
+ids = torch.arange(3, 12).view(1, -1)
+expected = adapted(input_ids=ids).logits
+torch.save(expected, sys.argv[3])
+torch.testing.assert_close(load_adapter(sys.argv[1], sys.argv[2])(input_ids=ids).logits, expected)
+folded = [merge_experts(m, "uniform").model(input_ids=ids).logits for m in (adapted, load_adapter(*sys.argv[1:3]))]
+torch.testing.assert_close(*folded)
 adapted.save_pretrained(sys.argv[4])
 """
 
 
-def test_an_adapter_on_a_hub_folders_own_code(tmp_path):
+def test_an_adapter_on_a_hub_folders_own_code_beside_this_package(tmp_path):
     plain = tiny_model(ModernALBERTForMaskedLM, ffn_modulation="none")
     export_to_hub_folder(plain, None, tmp_path / "base")
     model = adapt(plain)

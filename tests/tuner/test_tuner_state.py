@@ -236,6 +236,36 @@ def test_adapters_of_several_types_are_refused_together_and_right_on_top_of_each
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name, lora_targets", [("llama", ["q_proj", "down_proj"]), ("bert", ["query", "dense"])])
+def test_an_adapter_that_comes_later_and_would_lose_targets_is_refused(name, lora_targets):
+    """peft passes over what is inside of a MoL layer, without a word."""
+
+    def with_adapters(order: str) -> torch.nn.Module:
+        model = family(name)
+        configs = {"lora": LoraConfig(target_modules=lora_targets), "mol": MoLConfig(num_experts=4, r=4)}
+        for adapter_name in order.split():
+            model.add_adapter(configs[adapter_name], adapter_name)
+        return speak_up(model, "mol").eval()
+
+    model = with_adapters("mol lora")
+    inputs = inputs_for(model)
+    with pytest.raises(ValueError, match=r"'lora' \(LORA\) was added after .*(down_proj|query).*MoL adapter last"):
+        model(**inputs)
+    model.delete_adapter("lora")
+    model.set_adapter("mol")
+    expected = main_output(model(**inputs))
+    last = with_adapters("lora mol")
+    last.set_adapter(["lora", "mol"])
+    state = {key.replace(".base_layer", ""): value for key, value in model.state_dict().items()}
+    last.load_state_dict({k: state.get(k.replace(".base_layer", ""), v) for k, v in last.state_dict().items()})
+    torch.testing.assert_close(main_output(last(**inputs)), expected)  # an untrained LoRA adds nothing
+    outside = with_adapters("mol")
+    if name == "llama":  # in a BERT the MoL layer is all of the layer
+        outside.add_adapter(LoraConfig(target_modules=["q_proj"]), "lora")
+    outside(**inputs)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("order", ["abc", "cab", "bca"])
 def test_adapters_do_not_depend_on_the_order_of_adding_and_deleting(order):
     torch.manual_seed(5)

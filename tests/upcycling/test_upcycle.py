@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from small_models import run_command, tiny_config, tiny_modernbert
 from transformers import AutoTokenizer, BertConfig, BertModel, ModernBertModel
 
@@ -27,6 +28,17 @@ IDS = torch.arange(3, 39).view(2, 18)
 @pytest.fixture
 def teacher():
     return tiny_modernbert()
+
+
+@pytest.mark.parametrize("is_bert", [False, True])
+def test_a_teacher_with_an_adapter_is_refused(is_bert):
+    if is_bert:
+        teacher, name = BertModel(BertConfig(vocab_size=120, hidden_size=32, num_attention_heads=4)), "query"
+    else:
+        teacher, name = tiny_modernbert(), "Wqkv"
+    teacher.add_adapter(LoraConfig(target_modules=[name]))
+    with pytest.raises(ValueError, match=rf"an adapter on .*{name}: merge it into the weights first"):
+        (upcycle_bert if is_bert else upcycle_modernbert)(teacher, tiny_config())
 
 
 def test_layer_maps():
