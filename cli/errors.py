@@ -65,7 +65,7 @@ _FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWr
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a write failed for want of space, in the words of any library."""
+    """Return whether a write failed for want of space, in the words of any library."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(words in str(error) for words in _FULL_DISK)

@@ -249,7 +249,7 @@ def merge_adapter(
 
 
 def is_of_another_adapter(module: nn.Module) -> bool:
-    """Whether a module is a layer of an adapter that is no MoL."""
+    """Return whether a module is a layer of an adapter that is no MoL."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, MoLLayer)
 
 

@@ -185,7 +185,7 @@ def check_other_adapters(model: nn.Module) -> None:
 
 
 def inner_targets(layer: nn.Module, adapter_name: str) -> Iterator[str]:
-    """The paths inside a MoL layer's FFN where an adapter of that name could be, and is not."""
+    """Return the paths inside a MoL layer's FFN where an adapter of that name could be, and is not."""
     inside: tuple[str, ...] = ()
     for path, module in layer.get_base_layer().named_modules():
         if not path or path.startswith(inside):

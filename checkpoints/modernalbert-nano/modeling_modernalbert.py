@@ -379,7 +379,7 @@ class Bucket(NamedTuple):
 
 def compiles_each_shape(device: torch.device, dtype: torch.dtype) -> bool:
     """
-    Whether products of this dtype, or of autocast's, are by kernels that are compiled for every new shape.
+    Return whether products of this dtype, or of autocast's, are by kernels that are compiled for every new shape.
 
     So it is in half precision on a CPU, where oneDNN takes as long for that as for the product itself, and where an odd
     number of rows halves the speed of a weight's gradient (measured: docs/performance.md).
@@ -390,7 +390,7 @@ def compiles_each_shape(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def round_up_rows(num_rows: int) -> int:
-    """The next of few numbers of rows, at most a sixteenth more (or 7): for `compiles_each_shape`."""
+    """Return the next of few numbers of rows, at most a sixteenth more (or 7): for `compiles_each_shape`."""
     step = max(8, 1 << max(0, num_rows.bit_length() - 5))
     return -(-num_rows // step) * step
 
@@ -460,7 +460,9 @@ class TokenSpans(NamedTuple):
         return flash_boundaries(nn.functional.pad(self.firsts, (0, 1), value=len(self.places)))
 
     def pays(self, shape: torch.Size) -> bool:
-        """Whether the tokens by themselves, in buckets, are less work than the batch (batch, sequence) as it is."""
+        """
+        Return whether the tokens by themselves, in buckets, are less work than the batch (batch, sequence) as it is.
+        """
         if len(self.places) < (1 - MAX_KEPT_PADDING) * shape.numel():
             return True
         groups = batches_by_length(self.lengths.tolist())
