@@ -17,6 +17,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -56,6 +57,8 @@ class RouterTrainingArguments:
 class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
     """
     transformers' TrainingArguments, where evaluation, saving and the choice of the best checkpoint fit together.
+
+    `bf16` needs no `use_cpu` on a machine without an accelerator.
 
     An option that is `None` was not given. Options that were not given follow those that were; two given ones that
     contradict each other are an error.
@@ -101,6 +104,9 @@ class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
             self.eval_strategy not in (None, "no") or self.load_best_model_at_end or self.save_strategy == "best"
         )
         self._settle_strategies()
+        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
+            # transformers refuses bfloat16 on a processor unless the processor is asked for.
+            self.use_cpu = True
         super().__post_init__()
 
     def _settle_strategies(self) -> None:

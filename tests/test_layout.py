@@ -71,7 +71,7 @@ MAY_IMPORT |= {"benchmarks": BELOW_SCRIPTS, "experiments": BELOW_SCRIPTS | {"ben
 
 def module_files() -> dict[str, Path]:
     """Modules of the package by dotted name below `modernalbert`."""
-    folders = [REPOSITORY, *(REPOSITORY / room for room in MAY_IMPORT)]
+    folders = [REPOSITORY, *(REPOSITORY / room for room in MAY_IMPORT), REPOSITORY / "experiments" / "study"]
     files = [file for folder in folders for file in folder.glob("*.py") if file != REPOSITORY / "setup.py"]
     names = [".".join(file.relative_to(REPOSITORY).with_suffix("").parts) for file in files]
     return {name if name == "__init__" else name.removesuffix(".__init__"): file for name, file in zip(names, files)}

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import pytest
+import torch
 from transformers.trainer_utils import SaveStrategy
 
 from modernalbert.cli.arguments import parse_arguments
@@ -93,3 +94,11 @@ def test_a_switch_is_known_to_be_given(monkeypatch, tmp_path, as_file, given, lo
     else:
         (arguments,) = parse_arguments(TaskTrainingArguments, description="")
         assert not arguments.load_best_model_at_end
+
+
+@pytest.mark.parametrize("arguments_class", [TaskTrainingArguments, PretrainingArguments])
+def test_bfloat16_needs_no_other_option_without_an_accelerator(arguments_class, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    arguments = arguments_class(output_dir=tmp_path, bf16=True)
+    assert arguments.use_cpu and arguments.device.type == "cpu"
+    assert not arguments_class(output_dir=tmp_path).use_cpu
