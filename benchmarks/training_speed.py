@@ -71,7 +71,8 @@ def synthetic_corpus(folder: Path, vocab_size: int, longest: int, median_length:
         with pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
     manifest = {"format_version": FORMAT_VERSION, "vocabulary": "", "max_seq_length": longest}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"inputs": {}, "sources": {"synthetic": {}}}))
+    sources = {"synthetic": {"texts": len(lengths), "sequences": len(lengths)}}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"inputs": {}, "sources": sources}))
     return TokenizedCorpus(folder)
 
 
