@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
+from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
 from modernalbert.mol_backends import Experts, concatenate_experts
 
 
@@ -52,7 +53,8 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
         A new model in evaluation mode, on the device and in the dtype of `model`; no tensor is shared with it.
 
     Raises:
-        ValueError: the model is not a ModernALBERT, or not expressible as a ModernBERT; the field is named.
+        ValueError: the model is not a ModernALBERT, not expressible as a ModernBERT (the field is named), quantised, or
+            wears an adapter.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled model's own
     config = getattr(model, "config", None)
@@ -62,6 +64,8 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
             "what merge_and_unload() returns)."
         )
     check_expressible(config)
+    check_plain_weights(model)
+    check_unwrapped(model)
     model_class = getattr(transformers, type(model).__name__.replace("ModernALBERT", "ModernBert"))
     new_config = modernbert_config(model)
     with no_init_weights():

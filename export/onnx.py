@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.export.hub_folder import OUTPUT_FILES, write_model_folder
+from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
 
 
 QUANTIZATIONS = ("int8",)
@@ -116,13 +117,16 @@ def export_onnx(
         The comparison, also in `onnx/report.json` and the card.
 
     Raises:
-        ValueError: `quantize` is not allowed, a package is missing, or the outputs differ.
+        ValueError: `quantize` is not allowed, a package is missing, the model is quantised or wears an adapter, or the
+            outputs differ.
     """
     if quantize not in (None, *QUANTIZATIONS):
         raise ValueError(f"quantize={quantize!r} is not allowed: it must be None or {', '.join(QUANTIZATIONS)}.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"ONNX needs {' and '.join(missing)}: run `pip install 'modernalbert[export]'`.")
+    check_plain_weights(model)
+    check_unwrapped(model)
     reference = copy.deepcopy(model).float().eval()
     batches = _make_batches(reference, tokenizer, list(texts or CHECK_TEXTS))
     with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:

@@ -174,11 +174,11 @@ def plot(rows: dict[str, dict], report: dict, state: dict, file: Path) -> None:
     for i, (name, layer) in enumerate(layers.items()):
         num_experts = len(layer["weights"])
         places = [e + (i - (len(layers) - 1) / 2) * width for e in range(num_experts)]
-        middle.bar(places, layer["weights"], width, label=name)
+        middle.bar(places, layer["weights"], width, label=name.removeprefix("model."))
     middle.axhline(1 / num_experts, color="grey", linestyle=":", label="balanced")
     middle.set(title="Routing weight by expert (moving average)", xlabel="expert", ylabel="share")
-    middle.set_ylim(top=1.3 * middle.get_ylim()[1])  # room for the legend
-    middle.legend(ncols=2)
+    middle.set_ylim(top=1.4 * middle.get_ylim()[1])  # room for the legend
+    middle.legend(loc="upper left", fontsize=8)
 
     names = [name.replace(", ", ",\n") for name in rows]
     bars = right.bar(names, [100 * row["accuracy"] for row in rows.values()], color=["C0", "C1", "C2"])

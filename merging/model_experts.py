@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
 from modernalbert.merging.calibrated import merge_calibrated
 from modernalbert.merging.ffn_recorder import (
     dense_routing_weights,
@@ -29,8 +30,6 @@ from modernalbert.merging.ffn_recorder import (
 )
 from modernalbert.merging.fold import (
     Factors,
-    check_plain_weights,
-    check_unwrapped,
     copy_with,
     fold,
     with_one_expert,

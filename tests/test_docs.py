@@ -169,7 +169,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, capsys, command
 
 def test_few_blocks_are_not_run():
     left_out = [page.name for page in PAGES for not_run, _ in BLOCK.findall(page.read_text("utf-8")) if not_run]
-    assert left_out == []
+    assert left_out == ["deployment.md"]
 
 
 def test_the_documentation_names_folders_that_exist():

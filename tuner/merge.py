@@ -32,8 +32,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modernalbert import modeling_modernalbert
 from modernalbert.cli.errors import UserError, error_message
+from modernalbert.export.plain_model import check_plain_weights
 from modernalbert.merging.ffn_recorder import evaluation_mode
-from modernalbert.merging.fold import Factors, check_plain_weights, fold
+from modernalbert.merging.fold import Factors, fold
 from modernalbert.merging.merge import ExpertSource, merge_layers
 from modernalbert.merging.methods import MergedExpert, MergeSettings
 from modernalbert.merging.recovery import RecoverySettings

@@ -4,12 +4,15 @@
 import json
 
 import pytest
+import torch
+from peft import LoraConfig
 from small_models import run_command, tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
 from modernalbert.cli.errors import UserError
 from modernalbert.export import export_to_hub_folder, to_modernbert
 from modernalbert.export.cards import file_hash
+from modernalbert.export.onnx import export_onnx
 from modernalbert.export.verify import CODE_FILES, verify_folder
 from modernalbert.hub import command as export_command
 
@@ -72,3 +75,22 @@ def test_folders_of_another_kind(tmp_path, content, said):
         verify_folder(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         verify_folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("form", ["hub folder", "modernbert", "onnx"])
+@pytest.mark.parametrize("kind", ["adapter", "quantised"])
+def test_a_model_that_would_lose_something_is_refused_in_every_form(form, kind, tmp_path):
+    model = tiny_model(ModernALBERTForMaskedLM, ffn_modulation="none")
+    if kind == "adapter":
+        model.add_adapter(LoraConfig(r=2, target_modules=["Wqkv"]))
+    else:
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    folder = tmp_path / "out"
+    with pytest.raises(ValueError, match="merge or remove the adapter|it must be a ModernALBERT without an adapter"):
+        if form == "hub folder":
+            export_to_hub_folder(model, None, folder)
+        elif form == "onnx":
+            export_onnx(model, None, folder)
+        else:
+            to_modernbert(model)
+    assert not folder.exists()
