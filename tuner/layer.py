@@ -14,13 +14,9 @@
 """
 Mixture of LoRAs (MoL) as a peft tuner layer, for the feed-forward network (FFN) of any transformer.
 
-`MoLLayer` takes the place of the module that holds an FFN. It leaves the FFN's own code alone and works at the borders
-of its projections: behind the first ones, each token becomes k tokens, one per chosen expert; the FFN's activation,
-gate and dropout run on all of them; before the last one they become one again. The mathematics are those of
-`modeling_mol`, where the reasons are told.
-
-A layer holds adapters and nothing of a forward: that is in an `FFNCall`, which hooks find by their thread, so that
-several threads can run one model.
+`MoLLayer` replaces the module that holds an FFN and hooks its projections: after the first ones each token becomes k
+tokens, one per chosen expert, and before the last one they become one again (mathematics: `modeling_mol`). It holds
+adapters only; the state of a forward is in an `FFNCall` of the running thread.
 """
 
 import copy
