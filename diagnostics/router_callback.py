@@ -35,7 +35,7 @@ COLLAPSED_SHARE = 0.9
 DEAD_SHARE = 0.05
 # Routers dominate where the norm of their gradient is above that of all other weights' together.
 DOMINANT_RATIO = 1.0
-# A merge is expected to lose above this token dependence (`RouterUse`): 0 means that all tokens are mixed alike.
+# A merge is far from exact above this token dependence (`RouterUse`): 0 means that all tokens are mixed alike.
 HIGH_TOKEN_DEPENDENCE = 0.5
 # A single measurement may be an odd batch: so many in a row are needed.
 PATIENCE = 2
@@ -73,7 +73,7 @@ class RouterCallback(TrainerCallback):
     Entropies are shares of log E. All are means over the router calls of the step, over all processes.
 
     It warns once each, with advice: when experts collapse, when an expert is dead, when the gradients of the routers
-    dominate, and at the end of training when merging the experts will lose.
+    dominate, and at the end of training when merging the experts is not exact.
     """
 
     def __init__(self):
@@ -194,10 +194,10 @@ class RouterCallback(TrainerCallback):
         if self.routed and dependence > HIGH_TOKEN_DEPENDENCE and state.is_world_process_zero:
             self._warn(
                 "merge",
-                f"A merge of these experts will lose: their token dependence is {dependence:.2f} (0 = all tokens are "
-                f"mixed alike), above {HIGH_TOKEN_DEPENDENCE}. Merge with method='calibrated', which is fitted to your "
-                "text, or train the last steps with expert_mixing='ema', after which a linear merge is exact; and "
-                "compare both models on your task.",
+                f"A merge of these experts is not exact: their token dependence is {dependence:.2f} (0 = all tokens "
+                f"are mixed alike), above {HIGH_TOKEN_DEPENDENCE}. What it costs must be measured: merge_experts.py with "
+                "--calibration_file reports it. method='calibrated' is fitted to your text; after some last steps with "
+                "expert_mixing='ema' a linear merge is exact.",
             )
 
     # --- measuring

@@ -199,7 +199,7 @@ def test_router_gradients_that_dominate_are_reported(tmp_path, caplog):
     assert "gradients of the routers dominate" in message and "--router_learning_rate" in message
 
 
-def test_a_merge_that_will_lose_is_announced_at_the_end_of_training(tmp_path, caplog):
+def test_a_merge_that_is_not_exact_is_announced_at_the_end_of_training(tmp_path, caplog):
     trainer = make_trainer(classifier(std=2.0), tmp_path)  # large router weights: each token picks its own experts
     RouterCallback.add_to(trainer)
     trainer.train()
