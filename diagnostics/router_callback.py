@@ -195,7 +195,7 @@ class RouterCallback(TrainerCallback):
             self._warn(
                 "merge",
                 f"A merge of these experts is not exact: their token dependence is {dependence:.2f} (0 = all tokens "
-                f"are mixed alike), above {HIGH_TOKEN_DEPENDENCE}. What it costs must be measured: merge_experts.py with "
+                f"are mixed alike), above {HIGH_TOKEN_DEPENDENCE}. Measure what it costs: merge_experts.py with "
                 "--calibration_file reports it. method='calibrated' is fitted to your text; after some last steps with "
                 "expert_mixing='ema' a linear merge is exact.",
             )
