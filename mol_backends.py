@@ -482,8 +482,8 @@ def _fastest_backend(x: torch.Tensor, ffn: FFN, experts: Experts, masks: Dropout
 
     # 1. Graphs and torch.func hold neither a sort nor an autograd function: `masked` has static shapes and plain
     #    operators.
-    # 2. Off the CPU `masked` is a few large products. `triton` is faster on a GPU, and is used where it is asked for:
-    #    it compiles kernels of its own.
+    # 2. Off the CPU `masked` is a few large products. `triton`, whose speed has not been measured, is used
+    #    where it is asked for.
     if traced or x.device.type != "cpu":
         return "masked"
     # 3. Training of narrow experts where half precision is fast: autograd's passes over memory are what `masked` spends
