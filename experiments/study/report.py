@@ -37,8 +37,9 @@ from modernalbert.experiments.study.results import REPOSITORY, RESULTS, Results
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HEADER = """# Findings: what experts are worth
 
-Each section asks one question, and answers it from runs with several seeds once they are made. `python experiments/study/run.py --list`
-says what is still to be run, and for how many hours; `python experiments/study/report.py` makes this page and its plots
+Each section asks one question, and answers it from runs with several seeds once they are made.
+`python experiments/study/run.py --list` says what is still to be run, and for how many hours;
+`python experiments/study/report.py` makes this page and its plots
 from `experiments/study/results/`. Intervals are 95 % bootstrap intervals over texts (or rows) and seeds; models are
 compared on the same texts, in pairs. The models are small (2 to 11 million parameters, and at least 5 million tokens
 from random weights where they are pretrained here): what holds for them may not hold at the paper's 50 to 120 million
