@@ -51,7 +51,7 @@ def ways_to_merge(num_experts: int) -> dict[str, dict]:
 
 @dataclass
 class WorthArguments:
-    """Which model, on which texts."""
+    """Arguments: a pretrained model and held-out texts."""
 
     model_name_or_path: str = field(metadata={"help": "A ModernALBERT with experts and a masked-LM head."})
     validation_file: str = field(metadata={"help": "jsonl with a column text: the texts that are measured on."})

@@ -54,7 +54,7 @@ WAYS = {
 
 @dataclass
 class MergingArguments:
-    """Which fine-tuned model, on which rows."""
+    """Arguments: a fine-tuned model and its rows."""
 
     model_name_or_path: str = field(metadata={"help": "A ModernALBERT with experts and a classifier."})
     data: str = field(metadata={"help": "The set's name in the table."})

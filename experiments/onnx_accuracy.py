@@ -44,7 +44,7 @@ from modernalbert.merge_experts import merge_experts
 
 @dataclass
 class OnnxAccuracyArguments:
-    """Which fine-tuned model, on which rows."""
+    """Arguments: a fine-tuned model and its rows."""
 
     model_name_or_path: str = field(metadata={"help": "A ModernALBERT with experts and a classifier."})
     task_name: str = field(metadata={"help": "Its task of GLUE: columns, labels and metric."})

@@ -171,7 +171,7 @@ def draw_mixture(drawing: Drawing) -> None:
 
 
 def draw_merged(drawing: Drawing) -> None:
-    """What a merge leaves: two projections."""
+    """Draw the merged FFN: two projections."""
     left, width = 752, 196
     centre = left + width / 2
     drawing.panel(left, width, "Merged", "The plain FFN, or one", "stock LoRA: no router")

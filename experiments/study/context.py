@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass
 class Context:
-    """Where things are. `lock` is a file descriptor that every child process keeps open."""
+    """Folders and files of a run of the study. `lock` is a file descriptor that every child process keeps open."""
 
     work_dir: Path
     corpus_dir: Path | None = None
@@ -92,7 +92,7 @@ class Context:
         return path
 
     def folder(self, experiment: str, run: str) -> Path:
-        """Where a run's models and logs lie."""
+        """Return the folder of a job's models and logs."""
         return self.work_dir / experiment / run
 
     def run(self, script: str, options: dict, log: Path) -> str:

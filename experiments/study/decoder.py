@@ -34,7 +34,7 @@ LENGTH, BATCH = 128, 16
 
 
 def rows(experiment: Experiment, context: Context) -> str:
-    """What is trained and measured on, as a fingerprint."""
+    """Return a fingerprint of what is trained and measured on."""
     return file_fingerprint(context.need("corpus_dir") / "corpus.json")
 
 

@@ -56,7 +56,7 @@ class TaskRows:
 
 
 def rows(experiment: Experiment, context: Context) -> str:
-    """What is trained and measured on, as a fingerprint."""
+    """Return a fingerprint of what is trained and measured on."""
     tasks = [TaskRows.of(name, context) for name in experiment.tasks]
     return " ".join(file_fingerprint(file) for task in tasks for file in (task.train_file, task.validation_file))
 

@@ -36,7 +36,7 @@ TEXTS_AT_A_TIME = 50
 
 
 def rows(experiment: Experiment, context: Context) -> str:
-    """What is trained and measured on, as a fingerprint."""
+    """Return a fingerprint of what is trained and measured on."""
     corpus = file_fingerprint(context.need("corpus_dir") / "corpus.json")
     return f"{corpus} {file_fingerprint(context.need('validation_file'))}"
 
