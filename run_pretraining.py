@@ -33,7 +33,6 @@ import logging
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
@@ -47,10 +46,9 @@ from transformers import (
 )
 
 from modernalbert.cli.allocator import keep_freed_memory
-from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
+from modernalbert.cli.arguments import check_processes, check_reporters, run_script
 from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError, error_message, explain_loading
-from modernalbert.cli.errors import run as run_main
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.diagnostics import RouterCallback
@@ -347,18 +345,9 @@ def train_and_evaluate(trainer: PretrainingTrainer, checkpoint: str | None) -> d
     return results
 
 
-def main() -> None:
-    arguments = parse_arguments(
-        ModelArguments, DataArguments, DistillationArguments, PretrainingArguments, description=__doc__
-    )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    run(*arguments)
-
-
 def command() -> None:
     """Entry point of `modernalbert-pretrain`."""
-    run_main(main)
+    run_script(run, ModelArguments, DataArguments, DistillationArguments, PretrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

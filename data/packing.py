@@ -152,8 +152,9 @@ class Masking:
 
 def word_continuations(tokens: Sequence[str | None]) -> np.ndarray:
     """
-    Which tokens continue a word: "##x" in a WordPiece vocabulary; in a byte-level one, whatever begins with a letter or
-    digit without the mark of a space.
+    Find the tokens that continue a word.
+
+    In a WordPiece vocabulary: "##x". In a byte-level one: tokens that begin with a letter or digit, without a space.
     """
     if any(token and token.startswith("##") for token in tokens):
         return np.array([bool(token) and token.startswith("##") for token in tokens])
@@ -264,7 +265,7 @@ class PackedRows(Dataset):
         return row
 
     def sequences_of(self, number: int) -> np.ndarray:
-        """Which sequences of the corpus a row holds."""
+        """Return the numbers of the sequences that a row holds."""
         if not 0 <= number < self.num_rows:
             raise IndexError(f"row {number} of {self.num_rows}")
         block = int(np.searchsorted(self._first_rows, number, side="right")) - 1

@@ -15,12 +15,12 @@
 A routing report on a text: `python -m modernalbert.diagnostics --model_name_or_path M --text_file F --output_dir O`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.arguments import option, parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.diagnostics.routing_report import OUTPUT_FILES, RoutingReport
@@ -32,9 +32,9 @@ from modernalbert.merge_experts import text_batches
 class DiagnosticsArguments:
     """Options of the routing report."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
-    text_file: str = field(metadata={"help": "Text, one sentence a line."})
-    output_dir: str = field(metadata={"help": "Folder to write routing_report.json, .md and .png."})
+    model_name_or_path: str = option(help="Folder or Hub name of a ModernALBERT with experts.")
+    text_file: str = option(help="Text, one sentence a line.")
+    output_dir: str = option(help="Folder to write routing_report.json, .md and .png.")
 
 
 def main() -> None:

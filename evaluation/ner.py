@@ -24,7 +24,7 @@ METRICS = ("f1", "precision", "recall", "accuracy")
 
 def span_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """
-    Precision, recall and F1 over entities, all together and by type, and the accuracy over words.
+    Compute precision, recall and F1 over entities, all together and by type, and the accuracy over words.
 
     An entity is right if its type, first and last word are. Entities are read as in `spans_of`, so the figures are
     those of CoNLL's evaluation. A share of nothing is 0.

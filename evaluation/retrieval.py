@@ -150,7 +150,7 @@ def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def search_bm25(queries: Sequence[str], corpus: Corpus, depth: int = DEPTH) -> Ranking:
     """
-    BM25 as Lucene counts it (k1 1.5, b 0.75: the defaults of bm25s), English stop words left out, words stemmed.
+    Search with Lucene's BM25 (k1 1.5, b 0.75: the defaults of bm25s), without English stop words, words stemmed.
 
     The texts and their index are in memory. A document that shares no word with the query is not found.
     """

@@ -67,7 +67,7 @@ The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arX
 
 
 def loading_section(model: PreTrainedModel, name: str) -> str:
-    """How a ModernALBERT, or the ModernBERT made of one, is loaded: code, dtype, and its merged forms."""
+    """Describe how a ModernALBERT, or the ModernBERT made of one, is loaded: code, dtype, and its merged forms."""
     head, trust = _head(model), "" if model.config.model_type == "modernbert" else ", trust_remote_code=True"
     return f"""```python
 from transformers import AutoTokenizer, AutoModel{head}
@@ -111,12 +111,12 @@ def code_section(folder: Path) -> str:
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _head(model: PreTrainedModel) -> str:
-    """What the name of a model's class says after the model: "ForMaskedLM", or "" for an encoder."""
+    """Return what the name of a model's class says after the model: "ForMaskedLM", or "" for an encoder."""
     return next((head for head in PIPELINES if type(model).__name__.endswith(head)), "")
 
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The merged expert that least squares finds: what best reproduces a routed FFN on given text, in closed form.
+Merge method `calibrated`: the expert that best reproduces a routed FFN on given text, by least squares.
 
 Averaging deltas (`methods.py`) asks no question about the tokens. This method (our own) does, projection by
 projection, starting from the average D = sum_e w_e Delta_e:

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.export.hub_folder import export_to_hub_folder
@@ -135,14 +136,14 @@ class MergeReport:
         titles = ["layer", "weights", "energy kept (in, out)"]
         has_errors = any(layer.relative_error is not None for layer in self.layers.values())
         titles += ["error of FFN output", "error of the experts' part"] if has_errors else []
-        lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        rows = []
         for name, layer in self.layers.items():
             cells = [name, " ".join(f"{w:.3f}" for w in layer.weights)]
             cells.append(f"{layer.energy_kept_in:.4f}, {layer.energy_kept_out:.4f}")
             if has_errors:
                 cells += [_percent(layer.relative_error), _percent(layer.relative_error_of_experts)]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            rows.append(cells)
+        lines += ["", markdown_table(titles, rows, num_words=2), ""]
         if self.measured_on is None:
             lines.append("Errors against token routing are not measured: no calibration batches were given.")
         else:

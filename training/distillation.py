@@ -411,7 +411,7 @@ class DistilledStudent(nn.Module):
 
 
 def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student), summed over the first dimension: (n, V), (n, V) -> scalar."""
+    """Compute T^2 KL(teacher || student), summed over the first dimension: (n, V), (n, V) -> scalar."""
     student = nn.functional.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = nn.functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2

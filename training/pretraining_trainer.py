@@ -203,7 +203,7 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
 
 def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: float, masked: float) -> float:
     """
-    Floating-point operations of the student's forward and backward passes, without the teacher's and without
+    Count the floating-point operations of the student's forward and backward passes, without the teacher's and without
     recomputation: 6 for every multiply-add.
     """
     per_token = student.model.multiply_adds_per_token(round(tokens / max(1, sequences)))

@@ -283,7 +283,7 @@ def mean_over_devices(values: list[torch.Tensor]) -> torch.Tensor:
 
 def routing_loss(logits: torch.Tensor, expert_labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """
-    Cross-entropy of the routing against one expert per row, over real tokens.
+    Compute the cross-entropy of the routing against one expert per row, over real tokens.
 
     Raises:
         ValueError: a label is no number of an expert, or there is not one label per row.

@@ -213,7 +213,7 @@ def fit_units(
     ridge: float,
 ) -> None:
     """
-    FFN units of a group from those of a teacher layer, the most influential first; their gates are to be 1.
+    Fit the FFN units of a group to those of a teacher layer, the most influential first; their gates are to be 1.
 
     The group's attention output is fitted on the way, because the FFN reads behind it.
     """

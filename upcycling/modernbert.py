@@ -62,7 +62,7 @@ def teacher_layers_of_groups(
     layer_map: str | Sequence[int], num_groups: int, num_teacher_layers: int
 ) -> list[list[int]]:
     """
-    Which teacher layers each group is made of (the mean of them).
+    Return the teacher layers that each group is made of (the mean of them).
 
     Args:
         layer_map: "stepwise" takes evenly spaced layers from the first to the last, "first" and "last" the first and

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.experiments.study.bootstrap import Interval, Resampler, interval, score
 from modernalbert.experiments.study.plan import Experiment, all_experiments
 from modernalbert.experiments.study.results import REPOSITORY, RESULTS, Results
@@ -152,12 +153,6 @@ def complete(experiment: Experiment, lines: list[dict], results_dir: Path) -> li
                     )
                 lines.append(line | {"variant": variant})
     return lines
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Numbers right, the first column left."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def signed(value: Interval, digits: int = 3, factor: float = 1.0) -> str:

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.experiments.study.context import ENVIRONMENT, Context
 from modernalbert.experiments.study.plan import Experiment, Job, all_experiments
 from modernalbert.experiments.study.results import RESULTS, Results, code_version, exclusive, hardware
@@ -91,16 +92,17 @@ def jobs_to_do(experiment: Experiment, results: Results) -> list[Job]:
 
 def plan_table(experiments: list[Experiment], todo: dict[str, list[Job]], results_dir: Path) -> str:
     """What is to be done, as a markdown table with hours."""
-    lines = ["| experiment | jobs | done | hours to go |", "|---|---:|---:|---:|"]
+    rows = []
     total = 0.0
     for experiment in experiments:
         measured = Results(experiment.name, results_dir).lines()
         hours = sum(job.minutes(measured)[0] for job in todo[experiment.name]) / 60
         total += hours
         count = sum(1 for _ in experiment.jobs())
-        lines.append(f"| {experiment.name} | {count} | {count - len(todo[experiment.name])} | {hours:.1f} |")
+        rows.append([experiment.name, count, count - len(todo[experiment.name]), f"{hours:.1f}"])
     count = sum(map(len, todo.values()))
-    return "\n".join([*lines, "", f"{count} jobs to do, about {total:.1f} hours on one core."])
+    table = markdown_table(["experiment", "jobs", "done", "hours to go"], rows)
+    return "\n".join([table, "", f"{count} jobs to do, about {total:.1f} hours on one core."])
 
 
 def run_experiment(experiment: Experiment, context: Context, results: Results) -> None:
