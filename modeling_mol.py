@@ -70,9 +70,12 @@ class MoLRouter(nn.Module):
         if self.training and self.jitter_noise > 0:
             noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
             hidden_states = hidden_states * noise
-        weight = self.weight if self.weight.dim() == 2 else self.weight[depth]
-        logits = nn.functional.linear(hidden_states, weight)
+        logits = self.score(hidden_states, depth)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def score(self, hidden_states: torch.Tensor, depth: int) -> torch.Tensor:
+        """Map (..., d) -> logits (..., E) in the dtype of the product."""
+        return nn.functional.linear(hidden_states, self.weight if self.weight.dim() == 2 else self.weight[depth])
 
 
 def route(router_logits: torch.Tensor, num_experts_per_tok: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
