@@ -8,7 +8,7 @@ Pretrain a ModernALBERT with masked language modelling and with distillation fro
         --train_sources user/dataset:config:split --streaming --output_dir O --max_steps 1000
     accelerate launch --config_file configs/accelerate/ddp.yaml run_pretraining.py configs/pretraining/tiny.json
 
-Text is tokenised once into a memory-mapped corpus (--prepare_only does that and stops), packed into rows without
+Text is tokenized once into a memory-mapped corpus (--prepare_only does that and stops), packed into rows without
 cross-talk, and masked anew each time it is read. Run again after an interruption, it continues from the last checkpoint
 with exactly the rows that would have come. Takes all of transformers' TrainingArguments.
 

@@ -299,7 +299,7 @@ class PackedRows(Dataset):
 
 class StreamedRows(IterableDataset):
     """
-    Rows from an endless or finite stream of texts: tokenised, packed and masked on the way.
+    Rows from an endless or finite stream of texts: tokenized, packed and masked on the way.
 
     Args:
         texts: A re-iterable of rows with a column of text, a streaming `datasets` data set for one.

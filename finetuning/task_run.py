@@ -156,7 +156,7 @@ class RunResults:
 
         Args:
             weights: The value of --merge_after.
-            rows: Tokenised rows; on the first of them the merge measures its errors.
+            rows: Tokenized rows; on the first of them the merge measures its errors.
             measure: A model's metrics on the validation rows, under the names that `keep` got for the routed one.
         """
         trainer = self.trainer

@@ -35,7 +35,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 class LengthGroupedTrainer(ModelCardMixin, RouterLearningRateMixin, Trainer):
     """
-    Trainer for tokenised data sets, padded batch by batch.
+    Trainer for tokenized data sets, padded batch by batch.
 
     With `train_sampling_strategy="group_by_length"` Trainer's own order of training rows cannot be resumed, and its
     evaluation batches come in a random order too, so that predictions no longer match their rows. Here the order of

@@ -56,11 +56,11 @@ class DataArguments:
     validation_file: str | None = option(None, help="A file of held-out text to evaluate on.")
     text_column: str = option("text", help="The column that holds the text in json, jsonl and parquet files.")
     corpus_dir: str | None = option(
-        None, help="Folder of the tokenised corpus, which is prepared if absent. Default: in --output_dir."
+        None, help="Folder of the tokenized corpus, which is prepared if absent. Default: in --output_dir."
     )
-    streaming: bool = option(False, help="Tokenise the text while training, instead of preparing a corpus.")
+    streaming: bool = option(False, help="Tokenize the text while training, instead of preparing a corpus.")
     prepare_only: bool = option(False, help="Prepare the corpus and stop; of the models only the tokenizer is loaded.")
-    preprocessing_num_workers: int | None = option(None, help="Number of processes that tokenise the corpus.")
+    preprocessing_num_workers: int | None = option(None, help="Number of processes that tokenize the corpus.")
     max_seq_length: int = option(512, help="Longer texts are cut into sequences of this length.")
     row_length: int | None = option(
         None, help="Tokens of a packed row, which holds several sequences. Default: --max_seq_length."

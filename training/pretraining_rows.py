@@ -1,5 +1,5 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The text of a pretraining run: sources to a tokenised corpus or a stream, and these to packed rows."""
+"""The text of a pretraining run: sources to a tokenized corpus or a stream, and these to packed rows."""
 
 import logging
 import math

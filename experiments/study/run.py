@@ -33,7 +33,7 @@ class StudyArguments:
     """What to run, on what."""
 
     list: bool = field(default=False, metadata={"help": "Say what is to be done, with hours, and stop."})
-    corpus_dir: str | None = field(default=None, metadata={"help": "Tokenised text to train on."})
+    corpus_dir: str | None = field(default=None, metadata={"help": "Tokenized text to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "Held-out text, json lines."})
     data_dir: str | None = field(
         default=os.environ.get("DATA_DIR"), metadata={"help": "Folder of the tasks, as TASK/train.jsonl."}
