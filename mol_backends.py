@@ -446,7 +446,7 @@ def select_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, m
     """
     Select the backend for tokens x (T, d): the one that is named, or for "auto" the fastest.
 
-    A backend asked for by name that cannot be used gives way to `masked`, with a warning that says why.
+    A named backend that cannot be used is replaced by `masked`, with a warning that gives the reason.
     """
     traced = is_tracing(x) or is_transformed()
     if name == "auto":

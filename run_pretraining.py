@@ -8,9 +8,9 @@ Pretrain a ModernALBERT with masked language modelling and with distillation fro
         --train_sources user/dataset:config:split --streaming --output_dir O --max_steps 1000
     accelerate launch --config_file configs/accelerate/ddp.yaml run_pretraining.py configs/pretraining/tiny.json
 
-Text is tokenized once into a memory-mapped corpus (--prepare_only does that and stops), packed into rows without
-cross-talk, and masked anew each time it is read. Run again after an interruption, it continues from the last checkpoint
-with exactly the rows that would have come. Takes all of transformers' TrainingArguments.
+Text is tokenized once into a memory-mapped corpus (--prepare_only stops after that) and packed into rows without
+cross-attention. Masks are drawn each time a row is read. After an interruption the same command continues from the last
+checkpoint with exactly the remaining rows. Takes all of transformers' TrainingArguments.
 
 A decay branch from any checkpoint of the stable phase is the same command with --resume_from_checkpoint CHECKPOINT, a
 new --output_dir and --max_steps, of which the last --decay_steps decay.

@@ -541,7 +541,7 @@ def run(
         for name in data_arguments.evaluation_folders
     ]
     if training_arguments.do_train and not (folder / TRAIN_ROWS).is_file():
-        read_training_source(data_arguments)  # so that what cannot be read is said before anything is written
+        read_training_source(data_arguments)  # to report unreadable rows before anything is written
     set_seed(training_arguments.seed)
     model = load_encoder(model_arguments, data_arguments.max_seq_length)
     width = model.get_embedding_dimension()

@@ -15,12 +15,11 @@ def keep_freed_memory() -> bool:
     """
     Let the process keep the memory it frees, instead of giving it back to the system and asking again.
 
-    By default glibc maps every block above 32 MB anew, and each of its pages faults when it is first written: in
-    training on the CPU that costs as much as the arithmetic (benchmarks/training_speed.py). The process stays as large
-    as it was at its largest.
+    By default glibc maps every block above 32 MB afresh, and each page faults at its first write. In training on the
+    CPU this costs as much as the arithmetic (benchmarks/training_speed.py). The process keeps its peak size.
 
     Returns:
-        Whether it was done: there is a glibc, and it agreed.
+        Whether glibc is there and accepted the settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

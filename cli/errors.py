@@ -63,9 +63,9 @@ def leave_process_group() -> None:
     """
     Leave the process group of a run on several processes, if there is one.
 
-    The threads of a group that still exists when Python ends may abort the process. So may those of a destroyed group:
-    it lives on with the models that were spread over it (a sharded model's for good, as torch keeps device meshes), and
-    its threads need the interpreter to free the tensors of their last work. They get it while this thread sleeps.
+    Threads of a group that exists when Python ends may abort the process, and so may those of a destroyed one: a group
+    lives as long as models that were spread over it (a sharded model's until the end, because torch keeps device
+    meshes), and its threads need the interpreter to free their last tensors. They get it while this thread sleeps.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

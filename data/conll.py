@@ -24,7 +24,7 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
     """
     Read the sentences of a file: a table of lists (".json", ".jsonl", ".parquet"), or else lines of one word.
 
-    A line holds a word and its tags, in columns parted by tabs or, where there are none, by spaces; an empty line ends
+    A line holds a word and its tags, in columns separated by tabs or, without tabs, by spaces; an empty line ends
     the sentence, and so does a line of -DOCSTART-.
 
     Args:

@@ -21,8 +21,7 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
     """
     Return the entities of one sentence, in any scheme, as CoNLL's own evaluation reads them.
 
-    An entity that does not begin with B- or S- begins where its type does; neighbours of one type are parted by B-, S-
-    and E-.
+    An entity that does not begin with B- or S- begins where its type does. B-, S- and E- separate entities of one type.
     """
     return [(kind, first, last) for kind, first, last in import_seqeval().get_entities(list(tags))]
 

@@ -87,7 +87,7 @@ def add_negatives(
     Add columns "negative_1", ...: the documents most like the anchor among those clearly less like it than the
     positive.
 
-    A row for which there are fewer is left out, and it is said how many are.
+    Rows for which there are fewer are left out; a warning gives their number.
 
     Args:
         rows: "anchor" and "positive".

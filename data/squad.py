@@ -80,7 +80,7 @@ def rows_to_questions(rows: Iterable[dict], name: str, needs_answers: bool, stri
 
 
 def checked(found: Iterable[tuple[str, Question, list]], source: str, strict: bool) -> list[Question]:
-    """Check that questions have different ids, and report the answers that do not stand where they are said to."""
+    """Check that ids are unique, and report the answers that are not at their answer_start."""
     questions, places, misplaced, num_answers = [], {}, [], 0
     for place, question, wrong in found:
         if question.id in places:

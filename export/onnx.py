@@ -178,8 +178,8 @@ def _quantize_graph(file: Path, quantized: Path) -> None:
     """
     Quantize to int8 by onnxruntime's dynamic quantization.
 
-    The graph is folded first: weights that a Transpose brings to their MatMul would be quantized anew in every run. The
-    shapes that the exporter noted contradict those of the folded graph, and are taken out.
+    The graph is folded first: weights that reach their MatMul through a Transpose would be quantized in every run. The
+    exporter's shapes contradict those of the folded graph and are removed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic

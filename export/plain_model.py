@@ -27,8 +27,8 @@ def check_plain_weights(model: nn.Module) -> None:
 
 def check_unwrapped(model: PreTrainedModel) -> None:
     """
-    Check that a model holds exactly the tensors that its class and configuration say: nothing of what was put on it
-    (an adapter, quantised or compiled layers) would reach a model that is made anew.
+    Check that a model holds exactly the tensors that its class and configuration describe. A model built from that
+    configuration would lack what was added (an adapter, quantised or compiled layers).
 
     Raises:
         ValueError: a tensor is missing, surplus or of another shape; the error names it.

@@ -47,8 +47,8 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
     """
     Find where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
 
-    A checkpoint that lies in the folder itself is taken at its name, as going back to it can only be meant; one from
-    elsewhere is where a branch began, which goes on from its own checkpoints.
+    A named checkpoint inside the folder is used even if a newer one exists. One from elsewhere is the start of a
+    branch, which continues from its own checkpoints.
     """
     is_named = resume is not None and resume.lower() not in ("true", "false")
     if is_named and folder.resolve() in Path(resume).resolve().parents:

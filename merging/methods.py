@@ -19,7 +19,7 @@ from modernalbert.mol_backends import Experts, concatenate_experts
 class MergedExpert(NamedTuple):
     """
     One LoRA in place of E, and, by projection, the share that its rank keeps of the merged delta's squared norm (for
-    `calibrated`, of what the delta makes of its inputs).
+    `calibrated`, of the delta's output on the calibration text).
     """
 
     expert: Experts  # E = 1, scaling 1

@@ -95,8 +95,7 @@ def recover(
     settings: RecoverySettings,
 ) -> float:
     """
-    Lower a distillation loss by AdamW without weight decay; the batches come in an order that is drawn anew each epoch,
-    always the same.
+    Lower a distillation loss by AdamW without weight decay. Batches are shuffled in each epoch, with a fixed seed.
 
     Args:
         loss_of: A batch's loss, with gradients to the parameters.

@@ -45,7 +45,7 @@ class LayerReport:
     Attributes:
         weights: (E,) of the experts.
         energy_kept_in, energy_kept_out: Share of the merged delta's squared norm that the rank keeps, by projection;
-            for `calibrated`, of what the delta makes of its inputs.
+            for `calibrated`, of the delta's output on the calibration text.
         relative_error: |merged - routed| / |routed|, of the FFN's output over all tokens; None where not measured.
         relative_error_of_experts: |merged - routed| / |routed - shared FFN alone|.
     """
