@@ -63,9 +63,9 @@ def merge_experts(
             batch (at least one, if there are two) out of what they are fitted to, and measure on those.
         density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
         measure_on: Batches to measure on instead.
-        recover_steps: Afterwards train the merged experts for so many steps to give the routed model's outputs on the
-            calibration batches (`merging/recovery.py`). Nothing else is trained, so that the result is still a LoRA on
-            the model without experts.
+        recover_steps: Steps to train the merged experts afterwards, to give the routed model's outputs on the
+            calibration batches (`merging/recovery.py`). Nothing else is trained, so the result is still a LoRA on the
+            model without experts.
         recover_learning_rate: None = 3e-4.
 
     Returns:
@@ -125,7 +125,7 @@ class MergeArguments:
     )
     recover_steps: int = option(
         0,
-        help="After merging, train the merged experts for so many batches of the calibration file to give the routed "
+        help="After merging, train the merged experts for this many batches of the calibration file to give the routed "
         "model's outputs.",
     )
     recover_learning_rate: float | None = option(

@@ -133,7 +133,7 @@ def longest_question(tokenizer: PreTrainedTokenizerBase, max_length: int, stride
 def cut_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], limit: int
 ) -> tuple[list[str], list[int]]:
-    """Cut questions to so many tokens, and return the indices of those that had more."""
+    """Truncate questions to a number of tokens; also return the indices of those that had more."""
     offsets = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     too_long = [i for i, tokens in enumerate(offsets) if len(tokens) > limit]
     cut = list(questions)

@@ -72,7 +72,7 @@ def leave_process_group() -> None:
         time.sleep(0.5)
 
 
-# A message of a library is shown whole up to so many characters, and else up to the end of a sentence.
+# Messages of libraries are shown whole up to this number of characters; longer ones end after a sentence.
 MESSAGE_LENGTH = 600
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[<])")
 

@@ -25,7 +25,7 @@ DEAD_SHARE = 0.05
 DOMINANT_RATIO = 1.0
 # A merge is far from exact above this token dependence (`RouterUse`): 0 means that all tokens are mixed alike.
 HIGH_TOKEN_DEPENDENCE = 0.5
-# A single measurement may be an odd batch: so many in a row are needed.
+# A single measurement may be an odd batch: this number in a row is needed.
 PATIENCE = 2
 # Steps between measurements where nothing is logged by steps.
 DEFAULT_INTERVAL = 50

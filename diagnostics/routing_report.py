@@ -18,7 +18,7 @@ from modernalbert.mol_backends import Experts
 
 # What `save` writes, and may therefore replace.
 OUTPUT_FILES = ("routing_report.json", "routing_report.md", "routing_report.png")
-# A token is shown as an expert's only if it was seen so often; so many are shown.
+# Least occurrences of a token that is shown for an expert, and the number of tokens shown.
 MIN_COUNT, NUM_TOKENS = 5, 8
 
 

@@ -96,7 +96,7 @@ def search(
         documents: (n, d) embeddings.
         depth: Documents to keep for each query.
         normalize: Compare by cosine.
-        dimensions: Compare by the first so many dimensions.
+        dimensions: Number of leading dimensions to compare by.
 
     Returns:
         Scores and row numbers, (q, min(depth, n)) each.

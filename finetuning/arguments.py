@@ -36,9 +36,9 @@ class ModelArguments:
 class BaseDataArguments:
     """Arguments on data that every task script has."""
 
-    max_seq_length: int = option(512, help="Longer inputs are cut to so many tokens.")
-    max_train_samples: int | None = option(None, help="Train on the first so many rows only.")
-    max_eval_samples: int | None = option(None, help="Evaluate on the first so many rows only; in retrieval, queries.")
+    max_seq_length: int = option(512, help="Maximum length in tokens; longer inputs are truncated.")
+    max_train_samples: int | None = option(None, help="Train on this many of the first rows.")
+    max_eval_samples: int | None = option(None, help="Evaluate on this many of the first rows (queries in retrieval).")
     overwrite_output_dir: bool = option(
         False, help="Delete an earlier run's checkpoints and results in --output_dir, and start anew."
     )

@@ -13,7 +13,7 @@ from modernalbert.merging.report import MergeReport
 # Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
 MEASURED_ROWS, FITTED_ROWS = 256, 512
 MERGE_AFTER = ("ema", "uniform", "calibrated")
-# Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
+# Largest batch, in tokens, to measure latency on: many forwards of long windows would take minutes.
 LATENCY_TOKENS = 4096
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
 METHODS = (*MERGE_METHODS, "calibrated")
-# Of so many calibration batches, one is left out of what is fitted or trained on.
+# One of this many calibration batches is held out from fitting and training.
 HOLD_OUT = 5
 LOGITS = ("logits", "start_logits", "end_logits")
 NO_TOKENS = "The calibration batches are not allowed to be without tokens: there is nothing to measure on."

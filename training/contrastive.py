@@ -68,7 +68,7 @@ def make_loss(
     Args:
         mini_batch_size: Rows in memory at once; the batch may then be as large as you like (GradCache).
         distillation: For rows with a teacher's scores, one of `DISTILLATIONS`.
-        matryoshka_dims: Train the first so many dimensions as embeddings of their own.
+        matryoshka_dims: Numbers of leading dimensions that are trained as embeddings too.
     """
     if distillation is not None:
         loss = DistilledRankingLoss(model, distillation)

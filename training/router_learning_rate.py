@@ -13,7 +13,7 @@ class RouterLearningRateMixin:
     A Trainer, to be named before Trainer's class, that heeds two arguments where `args` has them:
 
     - `router_learning_rate`: peak of the routers; None = as all other weights;
-    - `router_warmup_steps`: the routers' rate rises from 0 over so many steps (a share of all steps if below 1),
+    - `router_warmup_steps`: the routers' rate rises from 0 over this number of steps (a share of all steps if below 1),
       on top of the schedule that all weights follow.
     """
 
