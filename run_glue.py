@@ -48,14 +48,7 @@ from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.glue_submission import write_submission
 from modernalbert.finetuning.glue_suite import ALL_TASKS, run_suite
 from modernalbert.finetuning.merge_after import check_merge
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    check_splits,
-    choose_best_by,
-    first_rows,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, check_splits, choose_best_by, first_rows
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
 
 

@@ -42,14 +42,7 @@ from modernalbert.evaluation.ner import METRICS, span_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import label_key, load_task_model, match_labels, read_checkpoint
 from modernalbert.finetuning.merge_after import check_merge
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    check_splits,
-    choose_best_by,
-    first_rows,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, check_splits, choose_best_by, first_rows
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer, longest_first
 
 

@@ -68,12 +68,7 @@ from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import check_tokenizer, load_task_model, read_checkpoint
 from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, check_merge, merge_and_report
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    choose_best_by,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, choose_best_by
 from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, make_loss
 
 

@@ -386,7 +386,12 @@ def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, m
     pytest.importorskip("onnxruntime")
     module, tables = experiment("onnx_accuracy"), experiment("document_tables")
     model = tiny_model(
-        ModernALBERTForSequenceClassification, vocab_size=30522, num_labels=2, num_hidden_layers=2, mol_groups="all"
+        ModernALBERTForSequenceClassification,
+        vocab_size=30522,
+        num_labels=2,
+        num_hidden_layers=1,
+        group_depth=1,
+        mol_groups="all",
     )
     model.save_pretrained(tmp_path / "model")
     nano_tokenizer.save_pretrained(tmp_path / "model")
