@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A Trainer for packed rows and a teacher: computes the terms, logs them with speed and routing, saves the student."""
 
 import time
@@ -199,7 +187,7 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
 
 def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: float, masked: float) -> float:
     """
-    Floating-point operations of the student's forward and backward passes, without the teacher's and without
+    Count the floating-point operations of the student's forward and backward passes, without the teacher's and without
     recomputation: 6 for every multiply-add.
     """
     per_token = student.model.multiply_adds_per_token(round(tokens / max(1, sequences)))
