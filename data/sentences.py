@@ -157,6 +157,14 @@ def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
     return Dataset.from_dict(columns)
 
 
+def relabel(data: Dataset, old: Task, new: Task) -> Dataset:
+    """Map the label ids of `load_task_file` from the old task's order to the new one's."""
+    if old.labels == new.labels or "label" not in data.column_names:
+        return data
+    ids = [new.labels.index(label) for label in old.labels]
+    return data.map(lambda row: {"label": ids[row["label"]]}, desc="Labels")
+
+
 def _check_label(label, column: str, place: str) -> None:
     """Refuse what cannot be a label."""
     if isinstance(label, (list, tuple, dict)):
