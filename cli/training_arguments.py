@@ -90,6 +90,9 @@ class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
         default=None,
         metadata={"help": "Steps between checkpoints, or a share of all steps below 1. Implies --save_strategy steps."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses of NaN and infinity out of the log, instead of showing them."}
+    )
     load_best_model_at_end: bool | None = field(
         default=None,
         metadata={
