@@ -138,7 +138,7 @@ def test_injection_looks_at_each_module_equally_often_in_a_deep_model(monkeypatc
         number, visits = len(list(model.modules())), 0
         get_peft_model(model, MoLConfig())
         each.append(visits / number)
-    assert each[1] < 1.1 * each[0]
+    assert each[1] < 1.5 * each[0]  # a scan of the model for each module would make it four times as much
 
 
 def test_an_ffn_nobody_knows_is_named_by_the_user():
