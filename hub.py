@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 A model for others: a complete Hub folder, transformers' ModernBERT, or ONNX files.
 
@@ -22,14 +10,14 @@ A model for others: a complete Hub folder, transformers' ModernBERT, or ONNX fil
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.arguments import option, parse_arguments
 from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.export.hub_folder import (
@@ -57,48 +45,35 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ExportArguments:
     """Write a ModernALBERT for others: as a complete Hub folder, as transformers' ModernBERT, or as ONNX files."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub name of a ModernALBERT."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder to write; it appears when it is complete."})
-    format: str = field(
-        default="hub",
-        metadata={
-            "help": "hub: with this project's code, for trust_remote_code. modernbert: transformers' own ModernBERT, "
-            "without. onnx: hub, with onnx/model.onnx; takes a ModernBERT folder too."
-        },
+    model_name_or_path: str | None = option(None, help="Folder or Hub name of a ModernALBERT.")
+    output_dir: str | None = option(None, help="Folder to write; it appears when it is complete.")
+    format: str = option(
+        "hub",
+        help="hub: with this project's code, for trust_remote_code. modernbert: transformers' own ModernBERT, without. "
+        "onnx: hub, with onnx/model.onnx; takes a ModernBERT folder too.",
     )
-    merge: str | None = field(
-        default=None,
-        metadata={"help": "Merge the experts first: ema, uniform or calibrated; adds merge_report.{json,md}."},
+    merge: str | None = option(
+        None, help="Merge the experts first: ema, uniform or calibrated; adds merge_report.{json,md}."
     )
-    calibration_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Text, one sentence a line: what --merge fits to and measures on, and --format onnx compares."
-        },
+    calibration_file: str | None = option(
+        None, help="Text, one sentence a line: what --merge fits to and measures on, and --format onnx compares."
     )
-    quantize: str | None = field(default=None, metadata={"help": "int8: also write onnx/model_quantized.onnx."})
-    pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": "mean, cls or max: makes the folder a sentence-transformers folder where the model's is none. "
-            "Where it is one, its modules and prompts are kept."
-        },
+    quantize: str | None = option(None, help="int8: also write onnx/model_quantized.onnx.")
+    pooling: str | None = option(
+        None,
+        help="mean, cls or max: makes the folder a sentence-transformers folder where the model's is none. Where it is "
+        "one, its modules and prompts are kept.",
     )
-    encoder_only: bool = field(
-        default=False,
-        metadata={"help": "Leave the head out. The ONNX backend of sentence-transformers asks for an encoder."},
+    encoder_only: bool = option(
+        False, help="Leave the head out. The ONNX backend of sentence-transformers asks for an encoder."
     )
-    dtype: str = field(
-        default="float32", metadata={"help": "Dtype of the stored weights: float32, bfloat16 or float16."}
-    )
-    card: str | None = field(
-        default=None, metadata={"help": "File to use as README.md. Default: a card written from the configuration."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository to upload to, e.g. me/my-model."})
-    verify: str | None = field(
-        default=None, metadata={"help": "A model folder: say whether its code is this release's, and do nothing else."}
+    dtype: str = option("float32", help="Dtype of the stored weights: float32, bfloat16 or float16.")
+    card: str | None = option(None, help="File to use as README.md. Default: a card written from the configuration.")
+    revision: str | None = option(None, help="Branch, tag or commit of the model on the Hub.")
+    push_to_hub: bool = option(False, help="Upload the folder to the Hub.")
+    hub_model_id: str | None = option(None, help="Repository to upload to, e.g. me/my-model.")
+    verify: str | None = option(
+        None, help="A model folder: say whether its code is this release's, and do nothing else."
     )
 
 

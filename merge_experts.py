@@ -1,29 +1,17 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Merge the experts of a Mixture of LoRAs into one adapter, and say what that costs."""
 
 import copy
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
-from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.arguments import option, parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.export.hub_folder import load_model, load_tokenizer, push_folder, stored_dtype
@@ -75,9 +63,9 @@ def merge_experts(
             batch (at least one, if there are two) out of what they are fitted to, and measure on those.
         density: Of "ties" and "dare": the share of each delta's numbers that stays; None = 0.5.
         measure_on: Batches to measure on instead.
-        recover_steps: Afterwards train the merged experts for so many steps to give the routed model's outputs on the
-            calibration batches (`merging/recovery.py`). Nothing else is trained, so that the result is still a LoRA on
-            the model without experts.
+        recover_steps: Steps to train the merged experts afterwards, to give the routed model's outputs on the
+            calibration batches (`merging/recovery.py`). Nothing else is trained, so the result is still a LoRA on the
+            model without experts.
         recover_learning_rate: None = 3e-4.
 
     Returns:
@@ -111,62 +99,47 @@ def merge_experts(
 class MergeArguments:
     """Merge the experts of a ModernALBERT, or of a MoL adapter on any model, into one adapter."""
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "Folder or Hub name of a ModernALBERT with experts, or of the base of --adapter_name_or_path."
-        }
+    model_name_or_path: str = option(
+        help="Folder or Hub name of a ModernALBERT with experts, or of the base of --adapter_name_or_path."
     )
-    output_dir: str = field(metadata={"help": "Folder to write adapter/, base/, folded/ and merge_report.{json,md}."})
-    adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "A MoL adapter (peft) on that base, which may be any model: merge its experts."}
+    output_dir: str = option(help="Folder to write adapter/, base/, folded/ and merge_report.{json,md}.")
+    adapter_name_or_path: str | None = option(
+        None, help="A MoL adapter (peft) on that base, which may be any model: merge its experts."
     )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "How much each expert counts: ema (default; the moving average of its routing weight in training), "
-            "uniform, calibration (its mean routing weight on the calibration file), or one number per expert, as "
-            "0.5,0.5. The merged delta is the weighted sum of the experts' deltas: an average if the numbers add up to "
-            "1. Not with calibrated."
-        },
+    weights: str | None = option(
+        None,
+        help="How much each expert counts: ema (default; the moving average of its routing weight in training), "
+        "uniform, calibration (its mean routing weight on the calibration file), or one number per expert, as 0.5,0.5. "
+        "The merged delta is the weighted sum of the experts' deltas: an average if the numbers add up to 1. Not with "
+        "calibrated.",
     )
-    method: str = field(
-        default="linear",
-        metadata={
-            "help": "linear (exact sum), svd (its best approximation of a rank), ties, dare, or calibrated (least "
-            "squares on the calibration file; not for adapters)."
-        },
+    method: str = option(
+        "linear",
+        help="linear (exact sum), svd (its best approximation of a rank), ties, dare, or calibrated (least squares on "
+        "the calibration file; not for adapters).",
     )
-    rank: int | None = field(
-        default=None, metadata={"help": "Rank of the merged adapter; by default lora_rank for svd, else E times that."}
+    rank: int | None = option(None, help="Rank of the merged adapter; by default lora_rank for svd, else E times that.")
+    density: float | None = option(None, help=f"Share of each delta that ties and dare keep (default {DENSITY}).")
+    calibration_file: str | None = option(
+        None, help="Text, one sentence a line: measures usage, errors and masked-LM loss."
     )
-    density: float | None = field(
-        default=None, metadata={"help": f"Share of each delta that ties and dare keep (default {DENSITY})."}
+    recover_steps: int = option(
+        0,
+        help="After merging, train the merged experts for this many batches of the calibration file to give the routed "
+        "model's outputs.",
     )
-    calibration_file: str | None = field(
-        default=None, metadata={"help": "Text, one sentence a line: measures usage, errors and masked-LM loss."}
+    recover_learning_rate: float | None = option(
+        None, help=f"Learning rate of --recover_steps (default {LEARNING_RATE})."
     )
-    recover_steps: int = field(
-        default=0,
-        metadata={
-            "help": "After merging, train the merged experts for so many batches of the calibration file to give the "
-            "routed model's outputs."
-        },
+    save: str = option("both", help="adapter, folded or both.")
+    base_model_name: str | None = option(
+        None,
+        help="Name or path of the base that the adapter is to be loaded on; by default HUB_MODEL_ID-base with "
+        "--hub_model_id, else the absolute path of base/, which does not follow a folder that is moved.",
     )
-    recover_learning_rate: float | None = field(
-        default=None, metadata={"help": f"Learning rate of --recover_steps (default {LEARNING_RATE})."}
-    )
-    save: str = field(default="both", metadata={"help": "adapter, folded or both."})
-    base_model_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name or path of the base that the adapter is to be loaded on; by default HUB_MODEL_ID-base with "
-            "--hub_model_id, else the absolute path of base/, which does not follow a folder that is moved."
-        },
-    )
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the result to the Hub."})
-    hub_model_id: str | None = field(
-        default=None,
-        metadata={"help": "Repository to upload to: the merged model, and in it adapter/. base/ gets its own."},
+    push_to_hub: bool = option(False, help="Upload the result to the Hub.")
+    hub_model_id: str | None = option(
+        None, help="Repository to upload to: the merged model, and in it adapter/. base/ gets its own."
     )
 
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 The mathematics of a Mixture of LoRAs (MoL), in plain torch.
 
@@ -70,9 +58,12 @@ class MoLRouter(nn.Module):
         if self.training and self.jitter_noise > 0:
             noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
             hidden_states = hidden_states * noise
-        weight = self.weight if self.weight.dim() == 2 else self.weight[depth]
-        logits = nn.functional.linear(hidden_states, weight)
+        logits = self.score(hidden_states, depth)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def score(self, hidden_states: torch.Tensor, depth: int) -> torch.Tensor:
+        """Map (..., d) -> logits (..., E) in the dtype of the product."""
+        return nn.functional.linear(hidden_states, self.weight if self.weight.dim() == 2 else self.weight[depth])
 
 
 def route(router_logits: torch.Tensor, num_experts_per_tok: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 The experts of a Mixture of LoRAs, and the backends that run them: registry, `reference`, `masked`, and the choice.
 
@@ -458,7 +446,7 @@ def select_mol_backend(name: str, x: torch.Tensor, ffn: FFN, experts: Experts, m
     """
     Select the backend for tokens x (T, d): the one that is named, or for "auto" the fastest.
 
-    A backend asked for by name that cannot be used gives way to `masked`, with a warning that says why.
+    A named backend that cannot be used is replaced by `masked`, with a warning that gives the reason.
     """
     traced = is_tracing(x) or is_transformed()
     if name == "auto":

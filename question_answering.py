@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Extractive question answering: a context in windows of tokens, the best spans in them, and a helper around both.
 
@@ -145,7 +133,7 @@ def longest_question(tokenizer: PreTrainedTokenizerBase, max_length: int, stride
 def cut_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], limit: int
 ) -> tuple[list[str], list[int]]:
-    """Cut questions to so many tokens, and return the indices of those that had more."""
+    """Truncate questions to a number of tokens; also return the indices of those that had more."""
     offsets = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     too_long = [i for i, tokens in enumerate(offsets) if len(tokens) > limit]
     cut = list(questions)

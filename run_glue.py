@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Fine-tune and evaluate an encoder on a GLUE task, or on any csv, tsv, json, jsonl or parquet files of sentences.
 
@@ -32,11 +20,10 @@ import json
 import logging
 import shlex
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import transformers
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset
 from scipy.special import softmax
 from transformers import (
     AutoModelForSequenceClassification,
@@ -49,10 +36,10 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message
-from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.arguments import option, run_script
+from modernalbert.cli.errors import UserError
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
+from modernalbert.data.hub_sets import load_hub_set
 from modernalbert.data.sentences import files_of_task, infer_task, load_task_file, relabel
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
@@ -61,14 +48,7 @@ from modernalbert.finetuning.glue_recipes import FROM_MNLI, apply_recipe
 from modernalbert.finetuning.glue_submission import write_submission
 from modernalbert.finetuning.glue_suite import ALL_TASKS, run_suite
 from modernalbert.finetuning.merge_after import check_merge
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    check_splits,
-    choose_best_by,
-    first_rows,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, check_splits, choose_best_by, first_rows
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
 
 
@@ -80,39 +60,30 @@ logger = logging.getLogger("run_glue")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """The task and its rows."""
+    """Arguments: the task and its rows."""
 
-    task_name: str | None = field(
-        default=None, metadata={"help": f"One of {', '.join(GLUE_TASKS)}, or {ALL_TASKS} of them, one after another."}
+    task_name: str | None = option(
+        None, help=f"One of {', '.join(GLUE_TASKS)}, or {ALL_TASKS} of them, one after another."
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl, read instead of the Hub."
-        },
+    data_dir: str | None = option(
+        None, help="A folder with TASK/train.jsonl, TASK/validation.jsonl, TASK/test.jsonl, read instead of the Hub."
     )
-    seeds: list[int] | None = field(
-        default=None, metadata={"help": "Run once with each of these seeds, and write their mean and deviation."}
+    seeds: list[int] | None = option(
+        None, help="Run once with each of these seeds, and write their mean and deviation."
     )
-    init_from_mnli: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Start {', '.join(FROM_MNLI)} from this checkpoint, fine-tuned on MNLI; with {ALL_TASKS} and no "
-            "checkpoint given, from the one of the same seed.",
-            "nargs": "?",
-            "const": "",
-        },
+    init_from_mnli: str | None = option(
+        None,
+        help=f"Start {', '.join(FROM_MNLI)} from this checkpoint, fine-tuned on MNLI; with {ALL_TASKS} and no "
+        "checkpoint given, from the one of the same seed.",
+        nargs="?",
+        const="",
     )
-    text_columns: str | None = field(
-        default=None,
-        metadata={"help": "The column of text, or two columns as premise,hypothesis, where no --task_name is given."},
+    text_columns: str | None = option(
+        None, help="The column of text, or two columns as premise,hypothesis, where no --task_name is given."
     )
-    label_column: str = field(
-        default="label", metadata={"help": "The column of the label, where no --task_name is given."}
-    )
-    demo: bool = field(
-        default=False,
-        metadata={"help": "Fine-tune the shipped checkpoint on film reviews, merge it, evaluate both and plot."},
+    label_column: str = option("label", help="The column of the label, where no --task_name is given.")
+    demo: bool = option(
+        False, help="Fine-tune the shipped checkpoint on film reviews, merge it, evaluate both and plot."
     )
 
 
@@ -120,19 +91,15 @@ class DataArguments(TaskDataArguments):
 class GlueTrainingArguments(TaskTrainingArguments):
     """Training arguments whose defaults depend on the task: `None` until it is known."""
 
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate. Default: the task's, else 5e-5."}
+    learning_rate: float | None = option(None, help="Peak learning rate. Default: the task's, else 5e-5.")
+    weight_decay: float | None = option(None, help="Weight decay. Default: the task's, else 0.")
+    num_train_epochs: float | None = option(
+        None, help="Number of passes over the training rows. Default: the task's, else 3."
     )
-    weight_decay: float | None = field(default=None, metadata={"help": "Weight decay. Default: the task's, else 0."})
-    num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Number of passes over the training rows. Default: the task's, else 3."}
-    )
-    per_device_train_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Training batch size of each device. Default: 64 rows a step over all devices for a GLUE task, "
-            "else 32 on each."
-        },
+    per_device_train_batch_size: int | None = option(
+        None,
+        help="Training batch size of each device. Default: 64 rows a step over all devices for a GLUE task, else 32 on "
+        "each.",
     )
 
 
@@ -141,8 +108,7 @@ class GlueTrainingArguments(TaskTrainingArguments):
 
 def task_files(arguments: DataArguments) -> dict[str, str]:
     """Return the files by split; none if the Hub is meant."""
-    files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-    files = {split: file for split, file in files.items() if file is not None}
+    files = arguments.files()
     if arguments.data_dir is None:
         return files
     if files or arguments.task_name is None:
@@ -170,24 +136,14 @@ def load_data(arguments: DataArguments) -> tuple[Task, dict[str, Dataset]]:
     if name is None:
         raise UserError("there is no data: give --task_name, or --train_file and --validation_file, or --demo.")
     task = GLUE_TASKS[name]
-    hub = hub_set(name)
+    hub_options = {"asked_by": f"--task_name {name}", "instead": "--train_file and --validation_file, or --data_dir"}
+    hub = load_hub_set("nyu-mll/glue", name, **hub_options)
     splits = {}
     for split in ("train", *task.validation_splits, *task.test_splits):
-        data = hub_set("ax")["test"] if split == "test_ax" else hub[split]
+        data = load_hub_set("nyu-mll/glue", "ax", **hub_options)["test"] if split == "test_ax" else hub[split]
         data = data.rename_columns(dict(zip(task.text_columns, ("text", "text_pair"))))
         splits[split] = data.remove_columns(["idx"] + (["label"] if split in task.test_splits else []))
     return task, splits
-
-
-def hub_set(name: str) -> DatasetDict:
-    """Load a set of GLUE from the Hub, all its splits."""
-    try:
-        return load_dataset("nyu-mll/glue", name)
-    except Exception as error:  # whatever keeps the Hub out of reach
-        raise UserError(
-            f"the GLUE data of {name} cannot be fetched from the Hub ({error_message(error)}); "
-            "give --train_file and --validation_file, or --data_dir."
-        ) from None
 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -338,26 +294,24 @@ def run(
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        ModelArguments, DataArguments, GlueTrainingArguments, description=__doc__
-    )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
+def run_demo_or_suite(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TrainingArguments
+) -> None:
+    """Run the demo, a suite of tasks and seeds, or one task, whichever the arguments ask for."""
+    arguments = model_arguments, data_arguments, training_arguments
     if data_arguments.demo:
         from modernalbert.finetuning.demo import run_demo
 
-        run_demo(run, make_trainer, tokenize, model_arguments, data_arguments, training_arguments)
+        run_demo(run, make_trainer, tokenize, *arguments)
     elif data_arguments.task_name == ALL_TASKS or data_arguments.seeds is not None:
-        words = shlex.join(["run_glue.py", *sys.argv[1:]])
-        run_suite(run, model_arguments, data_arguments, training_arguments, words)
+        run_suite(run, *arguments, shlex.join(["run_glue.py", *sys.argv[1:]]))
     else:
-        run(model_arguments, data_arguments, training_arguments)
+        run(*arguments)
 
 
 def command() -> None:
     """Entry point of `modernalbert-glue`."""
-    run_main(main)
+    run_script(run_demo_or_suite, ModelArguments, DataArguments, GlueTrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

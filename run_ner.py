@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Fine-tune and evaluate an encoder that finds entities in text, on CoNLL-style or json files or a data set of the Hub.
 
@@ -29,12 +17,11 @@ folder; run again after an interruption, it continues from the last checkpoint.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import transformers
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -45,24 +32,17 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message
-from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.arguments import option, run_script
+from modernalbert.cli.errors import UserError
 from modernalbert.data.conll import check_tag, in_scheme, read_sentences, say_unknown_types
 from modernalbert.data.entity_tags import is_tag, labels_of, scheme_of
+from modernalbert.data.hub_sets import load_hub_set
 from modernalbert.data.word_windows import by_sentence, encode_sentences
 from modernalbert.evaluation.ner import METRICS, span_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import label_key, load_task_model, match_labels, read_checkpoint
 from modernalbert.finetuning.merge_after import check_merge
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    check_splits,
-    choose_best_by,
-    first_rows,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, check_splits, choose_best_by, first_rows
 from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer, longest_first
 
 
@@ -74,25 +54,19 @@ logger = logging.getLogger("run_ner")
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """The sentences and their columns."""
+    """Arguments: the sentences and their columns."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, read instead of files."})
-    dataset_config: str | None = field(default=None, metadata={"help": "The configuration of that data set."})
-    text_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "The column of words: a number from 0 (default 0) in lines, a name (default tokens) in tables."
-        },
+    dataset_name: str | None = option(None, help="A data set of the Hub, read instead of files.")
+    dataset_config: str | None = option(None, help="The configuration of that data set.")
+    text_column: str | None = option(
+        None, help="The column of words: a number from 0 (default 0) in lines, a name (default tokens) in tables."
     )
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "The column of tags: a number (default -1) in lines, a name (default ner_tags) in tables."},
+    label_column: str | None = option(
+        None, help="The column of tags: a number (default -1) in lines, a name (default ner_tags) in tables."
     )
-    max_seq_length: int = field(
-        default=512, metadata={"help": "Tokens of a window. A longer sentence is read in several."}
-    )
-    doc_stride: int | None = field(
-        default=None, metadata={"help": "Tokens that two neighbouring windows share. Default: a quarter of a window."}
+    max_seq_length: int = option(512, help="Tokens of a window. A longer sentence is read in several.")
+    doc_stride: int | None = option(
+        None, help="Tokens that two neighbouring windows share. Default: a quarter of a window."
     )
 
 
@@ -101,8 +75,7 @@ class DataArguments(TaskDataArguments):
 
 def load_sentences(arguments: DataArguments) -> dict[str, Dataset]:
     """Load the columns "words", "tags" and "place" by split; the test split may have no tags."""
-    files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-    files = {split: file for split, file in files.items() if file is not None}
+    files = arguments.files()
     if files and arguments.dataset_name is not None:
         raise UserError("--dataset_name goes without --train_file, --validation_file and --test_file.")
     if files:
@@ -111,10 +84,12 @@ def load_sentences(arguments: DataArguments) -> dict[str, Dataset]:
     if arguments.dataset_name is None:
         raise UserError("there is no data: give --train_file and --validation_file, or --dataset_name.")
     name = arguments.dataset_name
-    try:
-        hub = load_dataset(name, arguments.dataset_config)
-    except Exception as error:  # whatever keeps the Hub out of reach
-        raise UserError(f"--dataset_name {name} cannot be fetched: {error_message(error)}") from None
+    hub = load_hub_set(
+        name,
+        arguments.dataset_config,
+        asked_by=f"--dataset_name {name}",
+        instead="--train_file and --validation_file",
+    )
     splits = {split: hub[split] for split in ("train", "validation", "test") if split in hub}
     return {split: sentences_of_hub(data, f"{name}, {split}", arguments) for split, data in splits.items()}
 
@@ -321,18 +296,9 @@ def run(
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__
-    )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    run(model_arguments, data_arguments, training_arguments)
-
-
 def command() -> None:
     """Entry point of `modernalbert-ner`."""
-    run_main(main)
+    run_script(run, ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Pretrain a ModernALBERT with masked language modelling and with distillation from a teacher.
 
@@ -20,9 +8,9 @@ Pretrain a ModernALBERT with masked language modelling and with distillation fro
         --train_sources user/dataset:config:split --streaming --output_dir O --max_steps 1000
     accelerate launch --config_file configs/accelerate/ddp.yaml run_pretraining.py configs/pretraining/tiny.json
 
-Text is tokenised once into a memory-mapped corpus (--prepare_only does that and stops), packed into rows without
-cross-talk, and masked anew each time it is read. Run again after an interruption, it continues from the last checkpoint
-with exactly the rows that would have come. Takes all of transformers' TrainingArguments.
+Text is tokenized once into a memory-mapped corpus (--prepare_only stops after that) and packed into rows without
+cross-attention. Masks are drawn each time a row is read. After an interruption the same command continues from the last
+checkpoint with exactly the remaining rows. Takes all of transformers' TrainingArguments.
 
 A decay branch from any checkpoint of the stable phase is the same command with --resume_from_checkpoint CHECKPOINT, a
 new --output_dir and --max_steps, of which the last --decay_steps decay.
@@ -33,7 +21,6 @@ import logging
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
@@ -47,10 +34,9 @@ from transformers import (
 )
 
 from modernalbert.cli.allocator import keep_freed_memory
-from modernalbert.cli.arguments import check_processes, check_reporters, parse_arguments
+from modernalbert.cli.arguments import check_processes, check_reporters, run_script
 from modernalbert.cli.bfloat16 import warn_of_slow_bfloat16
 from modernalbert.cli.errors import UserError, error_message, explain_loading
-from modernalbert.cli.errors import run as run_main
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.diagnostics import RouterCallback
@@ -355,18 +341,9 @@ def train_and_evaluate(trainer: PretrainingTrainer, checkpoint: str | None) -> d
     return results
 
 
-def main() -> None:
-    arguments = parse_arguments(
-        ModelArguments, DataArguments, DistillationArguments, PretrainingArguments, description=__doc__
-    )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    run(*arguments)
-
-
 def command() -> None:
     """Entry point of `modernalbert-pretrain`."""
-    run_main(main)
+    run_script(run, ModelArguments, DataArguments, DistillationArguments, PretrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

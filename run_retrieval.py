@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Fine-tune an encoder for retrieval with sentence-transformers, and evaluate it on sets in BEIR's form.
 
@@ -33,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,7 +39,6 @@ except ImportError as error:
     raise ImportError(needed) from None
 
 import torch
-import transformers
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -62,9 +49,9 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.arguments import option, run_script
 from modernalbert.cli.errors import UserError, error_message, explain_loading
-from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.data.beir import RetrievalSet, load_retrieval_set
 from modernalbert.data.retrieval_pairs import add_negatives, add_teacher_scores, pairs_of, read_row_file, save_rows
@@ -81,12 +68,7 @@ from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import check_tokenizer, check_weights, load_task_model, read_checkpoint
 from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, check_merge, merge_and_report
-from modernalbert.finetuning.task_run import (
-    RunResults,
-    begin_run,
-    check_run,
-    choose_best_by,
-)
+from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, choose_best_by
 from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, make_loss
 
 
@@ -103,66 +85,49 @@ OUTPUT_FILES = (TRAIN_ROWS, "mteb", "results.md")
 
 @dataclass
 class RetrievalModelArguments(ModelArguments):
-    """The model to start from, its pooling and its prompts."""
+    """Arguments: the model to start from, its pooling and its prompts."""
 
-    pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Pooling of an encoder: {', '.join(Pooling.POOLING_MODES)}. Default: mean, or the folder's own."
-        },
+    pooling: str | None = option(
+        None, help=f"Pooling of an encoder: {', '.join(Pooling.POOLING_MODES)}. Default: mean, or the folder's own."
     )
-    query_prompt: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before every query, saved with the model. Default: the folder's own."},
+    query_prompt: str | None = option(
+        None, help="Text to put before every query, saved with the model. Default: the folder's own."
     )
-    corpus_prompt: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before every document, saved with the model. Default: the folder's own."},
+    corpus_prompt: str | None = option(
+        None, help="Text to put before every document, saved with the model. Default: the folder's own."
     )
 
 
 @dataclass
 class DataArguments(BaseDataArguments):
-    """The training rows, the sets to evaluate on, and the loss."""
+    """Arguments: the training rows, the sets to evaluate on, and the loss."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={"help": "File of rows with anchor, positive, any negative... and, for distillation, scores."},
+    train_file: str | None = option(
+        None, help="File of rows with anchor, positive, any negative... and, for distillation, scores."
     )
-    train_folder: str | None = field(
-        default=None,
-        metadata={"help": "A set in BEIR's form to train on: each relevant document of each query is a row."},
+    train_folder: str | None = option(
+        None, help="A set in BEIR's form to train on: each relevant document of each query is a row."
     )
-    train_split: str = field(default="train", metadata={"help": "Split of --train_folder to train on."})
-    evaluation_folders: list[str] = field(
-        default_factory=list, metadata={"help": "Sets in BEIR's form to evaluate on."}
+    train_split: str = option("train", help="Split of --train_folder to train on.")
+    evaluation_folders: list[str] = option([], help="Sets in BEIR's form to evaluate on.")
+    evaluation_split: str = option("test", help="Split of --evaluation_folders to evaluate on.")
+    mteb_tasks: list[str] = option([], help="Names of retrieval tasks of MTEB, which fetches their data.")
+    bm25: bool = option(False, help="Evaluate BM25 too, on --evaluation_folders.")
+    mine_hard_negatives: int = option(
+        0, help="Number of negatives to find for each pair, by the teacher or else by the model."
     )
-    evaluation_split: str = field(default="test", metadata={"help": "Split of --evaluation_folders to evaluate on."})
-    mteb_tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Names of retrieval tasks of MTEB, which fetches their data."}
+    teacher: str | None = option(
+        None, help="A sentence-transformers model whose scores of positive and negatives are learnt."
     )
-    bm25: bool = field(default=False, metadata={"help": "Evaluate BM25 too, on --evaluation_folders."})
-    mine_hard_negatives: int = field(
-        default=0,
-        metadata={"help": "Number of negatives to find for each pair, by the teacher or else by the model."},
+    distillation: str = option("kl", help=f"Loss of the teacher's scores: {' or '.join(DISTILLATIONS)}.")
+    mini_batch_size: int | None = option(
+        None, help="Rows that are in memory at once: large batches need less memory and more time."
     )
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "A sentence-transformers model whose scores of positive and negatives are learnt."},
+    matryoshka_dims: list[int] | None = option(
+        None, help="Numbers of first dimensions that are trained and evaluated as embeddings too."
     )
-    distillation: str = field(
-        default="kl", metadata={"help": f"Loss of the teacher's scores: {' or '.join(DISTILLATIONS)}."}
-    )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows that are in memory at once: large batches need less memory and more time."},
-    )
-    matryoshka_dims: list[int] | None = field(
-        default=None,
-        metadata={"help": "Numbers of first dimensions that are trained and evaluated as embeddings too."},
-    )
-    encode_processes: int = field(
-        default=1, metadata={"help": "Number of processes that encode, each on a GPU of its own where there are GPUs."}
+    encode_processes: int = option(
+        1, help="Number of processes that encode, each on a GPU of its own where there are GPUs."
     )
 
 
@@ -172,19 +137,16 @@ class RetrievalTrainingArguments(TaskTrainingArguments, SentenceTransformerTrain
 
     DEFAULT_EVAL_STRATEGY: ClassVar[str] = "no"
 
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --evaluation_folders and --mteb_tasks."})
-    do_predict: bool = field(default=True, metadata={"help": "Write the rankings of --evaluation_folders, too."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    eval_strategy: str | None = field(
-        default=None,
-        metadata={
-            "help": "When to evaluate on the first of --evaluation_folders: epoch, steps or no. Default: no, or "
-            "whenever a checkpoint is saved with --load_best_model_at_end."
-        },
+    do_eval: bool = option(True, help="Evaluate on --evaluation_folders and --mteb_tasks.")
+    do_predict: bool = option(True, help="Write the rankings of --evaluation_folders, too.")
+    learning_rate: float = option(1e-4, help="Peak learning rate.")
+    eval_strategy: str | None = option(
+        None,
+        help="When to evaluate on the first of --evaluation_folders: epoch, steps or no. Default: no, or whenever a "
+        "checkpoint is saved with --load_best_model_at_end.",
     )
-    batch_sampler: str = field(
-        default="no_duplicates",
-        metadata={"help": "no_duplicates keeps a text from being its own negative; batch_sampler does not look."},
+    batch_sampler: str = option(
+        "no_duplicates", help="no_duplicates keeps a text from being its own negative; batch_sampler does not look."
     )
 
 
@@ -375,11 +337,11 @@ class RetrievalResults:
         """Format one table for each set."""
         tables = []
         for name, systems in self.metrics.items():
-            lines = [f"| {self.titles[name]} | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
-            for system, metrics in systems.items():
-                values = (f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in METRICS)
-                lines.append(f"| {system} | {' | '.join(values)} |")
-            tables.append("\n".join(lines) + "\n")
+            rows = [
+                [system, *(f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in METRICS)]
+                for system, metrics in systems.items()
+            ]
+            tables.append(markdown_table([self.titles[name], *METRICS.values()], rows) + "\n")
         return "\n".join(tables)
 
 
@@ -586,7 +548,7 @@ def run(
         for name in data_arguments.evaluation_folders
     ]
     if training_arguments.do_train and not (folder / TRAIN_ROWS).is_file():
-        read_training_source(data_arguments)  # so that what cannot be read is said before anything is written
+        read_training_source(data_arguments)  # to report unreadable rows before anything is written
     set_seed(training_arguments.seed)
     model = load_encoder(model_arguments, data_arguments.max_seq_length)
     width = model.get_embedding_dimension()
@@ -652,18 +614,9 @@ def run(
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        RetrievalModelArguments, DataArguments, RetrievalTrainingArguments, description=__doc__
-    )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    run(model_arguments, data_arguments, training_arguments)
-
-
 def command() -> None:
     """Entry point of `modernalbert-retrieval`."""
-    run_main(main)
+    run_script(run, RetrievalModelArguments, DataArguments, RetrievalTrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Fine-tune and evaluate an encoder on SQuAD 1.1 or 2.0, or on any questions in files of that format.
 
@@ -27,14 +15,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from inspect import getsourcefile
 from pathlib import Path
 
 import datasets
 import numpy as np
-import transformers
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -46,9 +33,9 @@ from transformers import (
 )
 
 import modernalbert  # noqa: F401  registers the classes with transformers
-from modernalbert.cli.arguments import parse_arguments
-from modernalbert.cli.errors import UserError, error_message
-from modernalbert.cli.errors import run as run_main
+from modernalbert.cli.arguments import option, run_script
+from modernalbert.cli.errors import UserError
+from modernalbert.data.hub_sets import load_hub_set
 from modernalbert.data.squad import Question, read_squad, rows_to_questions
 from modernalbert.evaluation.squad import METRICS, best_thresholds, squad_metrics
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
@@ -79,28 +66,22 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 
 @dataclass
 class DataArguments(TaskDataArguments):
-    """The questions, and how they are read and answered."""
+    """Arguments: the questions, and how they are read and answered."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "squad, squad_v2, or any Hub data set with their columns, read instead of files."},
+    dataset_name: str | None = option(
+        None, help="squad, squad_v2, or any Hub data set with their columns, read instead of files."
     )
-    strict: bool = field(
-        default=False,
-        metadata={"help": "Refuse answers that do not stand where their answer_start says, instead of counting them."},
+    strict: bool = option(
+        False, help="Refuse answers that do not stand where their answer_start says, instead of counting them."
     )
-    max_seq_length: int = field(
-        default=384, metadata={"help": "Tokens of a window. A longer context is read in several."}
-    )
-    doc_stride: int = field(default=128, metadata={"help": "Tokens that two neighbouring windows share."})
-    n_best_size: int = field(default=20, metadata={"help": "Number of candidate answers to keep for each question."})
-    max_answer_length: int = field(default=30, metadata={"help": "Longest answer to predict, in tokens."})
-    null_score_diff_threshold: float | None = field(
-        default=None,
-        metadata={
-            "help": "Answer nothing where the odds of no answer are above this. Default: the value of the best F1 on "
-            "the validation rows."
-        },
+    max_seq_length: int = option(384, help="Tokens of a window. A longer context is read in several.")
+    doc_stride: int = option(128, help="Tokens that two neighbouring windows share.")
+    n_best_size: int = option(20, help="Number of candidate answers to keep for each question.")
+    max_answer_length: int = option(30, help="Longest answer to predict, in tokens.")
+    null_score_diff_threshold: float | None = option(
+        None,
+        help="Answer nothing where the odds of no answer are above this. Default: the value of the best F1 on the "
+        "validation rows.",
     )
 
 
@@ -109,22 +90,16 @@ class DataArguments(TaskDataArguments):
 
 def load_questions(arguments: DataArguments) -> dict[str, list[Question]]:
     """Load the questions by split: "train", "validation", "test", those that there are."""
-    files = {split: getattr(arguments, f"{split}_file") for split in SPLITS}
-    files = {split: file for split, file in files.items() if file is not None}
-    name = arguments.dataset_name
+    files, name = arguments.files(), arguments.dataset_name
     if files and name is not None:
         raise UserError(f"--dataset_name {name} and files are given: the data must come from one of them.")
     if files:
         return {split: read_squad(file, split != "test", arguments.strict) for split, file in files.items()}
     if name is None:
         raise UserError("there is no data: give --dataset_name, or --train_file and --validation_file.")
-    try:
-        hub = load_dataset(HUB_NAMES.get(name, name))
-    except Exception as error:  # whatever keeps the Hub out of reach
-        raise UserError(
-            f"--dataset_name {name} cannot be fetched from the Hub ({error_message(error)}); "
-            "give --train_file and --validation_file."
-        ) from None
+    hub = load_hub_set(
+        HUB_NAMES.get(name, name), asked_by=f"--dataset_name {name}", instead="--train_file and --validation_file"
+    )
     return {
         split: rows_to_questions(hub[split], f"{name}, {split}", split != "test", arguments.strict)
         for split in SPLITS
@@ -404,16 +379,9 @@ def run(
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    arguments = parse_arguments(ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    run(*arguments)
-
-
 def command() -> None:
     """Entry point of `modernalbert-squad`."""
-    run_main(main)
+    run_script(run, ModelArguments, DataArguments, TaskTrainingArguments, description=__doc__)
 
 
 if __name__ == "__main__":

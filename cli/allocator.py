@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """The C library's memory, on the CPU: a training step asks for the same large blocks again and again."""
 
 import ctypes
@@ -27,12 +15,11 @@ def keep_freed_memory() -> bool:
     """
     Let the process keep the memory it frees, instead of giving it back to the system and asking again.
 
-    By default glibc maps every block above 32 MB anew, and each of its pages faults when it is first written: in
-    training on the CPU that costs as much as the arithmetic (benchmarks/training_speed.py). The process stays as large
-    as it was at its largest.
+    By default glibc maps every block above 32 MB afresh, and each page faults at its first write. In training on the
+    CPU this costs as much as the arithmetic (benchmarks/training_speed.py). The process keeps its peak size.
 
     Returns:
-        Whether it was done: there is a glibc, and it agreed.
+        Whether glibc is there and accepted the settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,40 +1,52 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Command-line arguments, and checks of what they ask for."""
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field, fields
 from pathlib import Path
+from typing import Any
 
+import transformers
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
 from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.errors import run as run_main
+
+
+def option(default: Any = MISSING, **metadata) -> Any:
+    """Make the field of a dataclass of arguments: its default (none: the option is required), `help` and the like."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the description as it was written."""
 
 
+def run_script(run: Callable, *dataclass_types: type, description: str) -> None:
+    """Call `run` with the arguments of the command line, one object for each dataclass; log warnings as plain lines."""
+
+    def main() -> None:
+        arguments = parse_arguments(*dataclass_types, description=description)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        transformers.utils.logging.set_verbosity_warning()
+        run(*arguments)
+
+    run_main(main)
+
+
 def parse_arguments(*dataclass_types: type, description: str) -> tuple:
     """
-    Command-line arguments as instances of the dataclasses. The first may name a .json file of arguments, which those
-    after it override.
+    Parse the command line into instances of the dataclasses.
+
+    Its first word may name a .json file of arguments; arguments after it override those of the file.
 
     Raises:
         UserError: an argument is unknown or a value is not allowed.

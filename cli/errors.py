@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Errors that a user can mend: one sentence instead of a traceback."""
 
 import contextlib
@@ -75,16 +63,16 @@ def leave_process_group() -> None:
     """
     Leave the process group of a run on several processes, if there is one.
 
-    The threads of a group that still exists when Python ends may abort the process. So may those of a destroyed group:
-    it lives on with the models that were spread over it (a sharded model's for good, as torch keeps device meshes), and
-    its threads need the interpreter to free the tensors of their last work. They get it while this thread sleeps.
+    Threads of a group that exists when Python ends may abort the process, and so may those of a destroyed one: a group
+    lives as long as models that were spread over it (a sharded model's until the end, because torch keeps device
+    meshes), and its threads need the interpreter to free their last tensors. They get it while this thread sleeps.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
         time.sleep(0.5)
 
 
-# A message of a library is shown whole up to so many characters, and else up to the end of a sentence.
+# Messages of libraries are shown whole up to this number of characters; longer ones end after a sentence.
 MESSAGE_LENGTH = 600
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(\[<])")
 

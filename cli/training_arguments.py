@@ -1,26 +1,15 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """transformers' TrainingArguments with rules for evaluation, saving and routers, for every training command."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from modernalbert.cli.arguments import option
 from modernalbert.cli.errors import UserError
 
 
@@ -31,15 +20,11 @@ logger = logging.getLogger(__name__)
 class RouterTrainingArguments:
     """Learning rate and warm-up of routers, to be inherited before TrainingArguments; see `RouterLearningRateMixin`."""
 
-    router_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of routers. Default: that of all other weights."}
+    router_learning_rate: float | None = option(
+        None, help="Peak learning rate of routers. Default: that of all other weights."
     )
-    router_warmup_steps: float = field(
-        default=0,
-        metadata={
-            "help": "Warm-up of the routers' learning rate, on top of the schedule: a share of all steps below 1, or "
-            "steps."
-        },
+    router_warmup_steps: float = option(
+        0, help="Warm-up of the routers' learning rate, on top of the schedule: a share of all steps below 1, or steps."
     )
 
     def __post_init__(self):
@@ -74,32 +59,26 @@ class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
     DEFAULT_SAVE_STEPS: ClassVar[float] = 500
     LOADS_BEST: ClassVar[bool] = True
 
-    eval_strategy: str | None = field(
-        default=None,
-        metadata={"help": "When to evaluate: epoch, steps or no. The default follows --save_strategy, else epoch."},
+    eval_strategy: str | None = option(
+        None, help="When to evaluate: epoch, steps or no. The default follows --save_strategy, else epoch."
     )
-    eval_steps: float | None = field(
-        default=None,
-        metadata={"help": "Steps between evaluations, or a share of all steps below 1. Implies --eval_strategy steps."},
+    eval_steps: float | None = option(
+        None, help="Steps between evaluations, or a share of all steps below 1. Implies --eval_strategy steps."
     )
-    save_strategy: str | None = field(
-        default=None,
-        metadata={"help": "When to save: epoch, steps, best or no. The default follows --eval_strategy, else epoch."},
+    save_strategy: str | None = option(
+        None, help="When to save: epoch, steps, best or no. The default follows --eval_strategy, else epoch."
     )
-    save_steps: float | None = field(
-        default=None,
-        metadata={"help": "Steps between checkpoints, or a share of all steps below 1. Implies --save_strategy steps."},
+    save_steps: float | None = option(
+        None, help="Steps between checkpoints, or a share of all steps below 1. Implies --save_strategy steps."
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses of NaN and infinity out of the log, instead of showing them."}
+    logging_nan_inf_filter: bool = option(
+        False, help="Leave losses of NaN and infinity out of the log, instead of showing them."
     )
-    load_best_model_at_end: bool | None = field(
-        default=None,
-        metadata={
-            "help": "End with the best checkpoint instead of the last. Default: wherever each checkpoint is evaluated.",
-            "nargs": "?",
-            "const": True,
-        },
+    load_best_model_at_end: bool | None = option(
+        None,
+        help="End with the best checkpoint instead of the last. Default: wherever each checkpoint is evaluated.",
+        nargs="?",
+        const=True,
     )
 
     def __post_init__(self):

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Sentences of tagged words from CoNLL-style, json, jsonl and parquet files, with errors that name the line."""
 
 import logging
@@ -36,7 +24,7 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
     """
     Read the sentences of a file: a table of lists (".json", ".jsonl", ".parquet"), or else lines of one word.
 
-    A line holds a word and its tags, in columns parted by tabs or, where there are none, by spaces; an empty line ends
+    A line holds a word and its tags, in columns separated by tabs or, without tabs, by spaces; an empty line ends
     the sentence, and so does a line of -DOCSTART-.
 
     Args:

@@ -1,17 +1,5 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""A corpus tokenised once: an Arrow file per source, memory-mapped, so that any sequence is a slice away."""
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""A corpus tokenized once: an Arrow file per source, memory-mapped, so that any sequence is a slice away."""
 
 import hashlib
 import json
@@ -31,7 +19,7 @@ MANIFEST = "corpus.json"
 FORMAT_VERSION = 1
 # Files that can be read, and the `datasets` builder that reads them.
 TEXT_KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-# Texts tokenised at a time.
+# Texts tokenized at a time.
 MAP_BATCH = 1000
 
 
@@ -120,7 +108,7 @@ class TokenizedCorpus:
         return sum(np.bincount(values, minlength=vocab_size) for values in self._values)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise a UserError if the corpus was tokenised by another vocabulary."""
+        """Raise a UserError if the corpus was tokenized by another vocabulary."""
         if self.manifest["vocabulary"] != vocabulary_fingerprint(tokenizer):
             raise UserError(f"{self.folder}: the corpus was prepared with another tokenizer's vocabulary.")
 
@@ -161,7 +149,7 @@ def prepare_corpus(
     num_proc: int | None = None,
 ) -> TokenizedCorpus:
     """
-    Tokenise text files into a corpus folder.
+    Tokenize text files into a corpus folder.
 
     Args:
         sources: Name -> files (txt: a text per line; json, jsonl, parquet: `text_column`), or a Hub data set's
@@ -170,7 +158,7 @@ def prepare_corpus(
         folder: Written whole or not at all.
         max_seq_length: Longer texts are cut into consecutive sequences of this length.
         text_column: Where the text is.
-        num_proc: Processes to tokenise with.
+        num_proc: Processes to tokenize with.
 
     Returns:
         The corpus, opened.
@@ -213,14 +201,14 @@ def describe_input(file: str) -> dict:
 
 
 def token_features():
-    """Return the type of the one column of a tokenised source: `input_ids`, lists of int32."""
+    """Return the type of the one column of a tokenized source: `input_ids`, lists of int32."""
     from datasets import Features, List, Value
 
     return Features({"input_ids": List(Value("int32"))})
 
 
 def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> dict:
-    """Tokenise texts to sequences of up to `max_seq_length` tokens; a long text gives several, an empty one none."""
+    """Tokenize texts to sequences of up to `max_seq_length` tokens; a long text gives several, an empty one none."""
     texts = tokenizable(texts)
     if not texts:
         return {"input_ids": []}

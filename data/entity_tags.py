@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Entities in tag sequences: tagging schemes."""
 
 from collections.abc import Iterable, Sequence
@@ -33,8 +21,7 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
     """
     Return the entities of one sentence, in any scheme, as CoNLL's own evaluation reads them.
 
-    An entity that does not begin with B- or S- begins where its type does; neighbours of one type are parted by B-, S-
-    and E-.
+    An entity that does not begin with B- or S- begins where its type does. B-, S- and E- separate entities of one type.
     """
     return [(kind, first, last) for kind, first, last in import_seqeval().get_entities(list(tags))]
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Rows for pretraining: sequences packed to a fixed length, masked, in an order that depends on nothing but a seed.
 
@@ -152,8 +140,9 @@ class Masking:
 
 def word_continuations(tokens: Sequence[str | None]) -> np.ndarray:
     """
-    Which tokens continue a word: "##x" in a WordPiece vocabulary; in a byte-level one, whatever begins with a letter or
-    digit without the mark of a space.
+    Find the tokens that continue a word.
+
+    In a WordPiece vocabulary: "##x". In a byte-level one: tokens that begin with a letter or digit, without a space.
     """
     if any(token and token.startswith("##") for token in tokens):
         return np.array([bool(token) and token.startswith("##") for token in tokens])
@@ -264,7 +253,7 @@ class PackedRows(Dataset):
         return row
 
     def sequences_of(self, number: int) -> np.ndarray:
-        """Which sequences of the corpus a row holds."""
+        """Return the numbers of the sequences that a row holds."""
         if not 0 <= number < self.num_rows:
             raise IndexError(f"row {number} of {self.num_rows}")
         block = int(np.searchsorted(self._first_rows, number, side="right")) - 1
@@ -310,7 +299,7 @@ class PackedRows(Dataset):
 
 class StreamedRows(IterableDataset):
     """
-    Rows from an endless or finite stream of texts: tokenised, packed and masked on the way.
+    Rows from an endless or finite stream of texts: tokenized, packed and masked on the way.
 
     Args:
         texts: A re-iterable of rows with a column of text, a streaming `datasets` data set for one.

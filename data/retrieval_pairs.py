@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Training rows of retrieval: pairs and triplets from files or judgements, mined negatives, a teacher's scores."""
 
 import json
@@ -99,7 +87,7 @@ def add_negatives(
     Add columns "negative_1", ...: the documents most like the anchor among those clearly less like it than the
     positive.
 
-    A row for which there are fewer is left out, and it is said how many are.
+    Rows for which there are fewer are left out; a warning gives their number.
 
     Args:
         rows: "anchor" and "positive".

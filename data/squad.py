@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """SQuAD 1.1 and 2.0: reading files of that format with checks."""
 
 import json
@@ -92,7 +80,7 @@ def rows_to_questions(rows: Iterable[dict], name: str, needs_answers: bool, stri
 
 
 def checked(found: Iterable[tuple[str, Question, list]], source: str, strict: bool) -> list[Question]:
-    """Check that questions have different ids, and report the answers that do not stand where they are said to."""
+    """Check that ids are unique, and report the answers that are not at their answer_start."""
     questions, places, misplaced, num_answers = [], {}, [], 0
     for place, question, wrong in found:
         if question.id in places:

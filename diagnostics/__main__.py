@@ -1,26 +1,14 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 A routing report on a text: `python -m modernalbert.diagnostics --model_name_or_path M --text_file F --output_dir O`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from modernalbert.cli.arguments import parse_arguments
+from modernalbert.cli.arguments import option, parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.diagnostics.routing_report import OUTPUT_FILES, RoutingReport
@@ -32,9 +20,9 @@ from modernalbert.merge_experts import text_batches
 class DiagnosticsArguments:
     """Options of the routing report."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a ModernALBERT with experts."})
-    text_file: str = field(metadata={"help": "Text, one sentence a line."})
-    output_dir: str = field(metadata={"help": "Folder to write routing_report.json, .md and .png."})
+    model_name_or_path: str = option(help="Folder or Hub name of a ModernALBERT with experts.")
+    text_file: str = option(help="Text, one sentence a line.")
+    output_dir: str = option(help="Folder to write routing_report.json, .md and .png.")
 
 
 def main() -> None:

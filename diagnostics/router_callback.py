@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A Trainer callback that logs what routers do, and warns of those that are about to fail."""
 
 import inspect
@@ -37,7 +25,7 @@ DEAD_SHARE = 0.05
 DOMINANT_RATIO = 1.0
 # A merge is far from exact above this token dependence (`RouterUse`): 0 means that all tokens are mixed alike.
 HIGH_TOKEN_DEPENDENCE = 0.5
-# A single measurement may be an odd batch: so many in a row are needed.
+# A single measurement may be an odd batch: this number in a row is needed.
 PATIENCE = 2
 # Steps between measurements where nothing is logged by steps.
 DEFAULT_INTERVAL = 50

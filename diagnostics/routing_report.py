@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Report of where the routers of a Mixture of LoRAs send the tokens of a text, and how different the experts are."""
 
 import json
@@ -21,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.diagnostics.routing_tally import RoutingTally
 from modernalbert.merging.ffn_recorder import mixture_calls
@@ -29,7 +18,7 @@ from modernalbert.mol_backends import Experts
 
 # What `save` writes, and may therefore replace.
 OUTPUT_FILES = ("routing_report.json", "routing_report.md", "routing_report.png")
-# A token is shown as an expert's only if it was seen so often; so many are shown.
+# Least occurrences of a token that is shown for an expert, and the number of tokens shown.
 MIN_COUNT, NUM_TOKENS = 5, 8
 
 
@@ -191,26 +180,26 @@ class RoutingReport:
             f"{self.num_experts_per_tok} per token. Entropies are shares of log {self.num_experts}. Token dependence: "
             "what a token says about its experts, 0 where all tokens are mixed alike.",
             "",
-            "| layer | group | usage, least to most | entropy of usage | entropy of the router | token dependence | "
-            "balance loss |",
-            "|---|---|---|---|---|---|---|",
         ]
+        header = ["layer", "group", "usage, least to most", "entropy of usage", "entropy of the router"]
+        rows = []
         for use in self.layers:
-            lines.append(
-                f"| {use.layer} | {use.group} | {min(use.usage):.3f} to {max(use.usage):.3f} | {use.usage_entropy:.3f} "
-                f"| {use.probability_entropy:.3f} | {use.token_dependence:.3f} | {use.balance_loss:.3f} |"
-            )
+            figures = use.usage_entropy, use.probability_entropy, use.token_dependence, use.balance_loss
+            usage = f"{min(use.usage):.3f} to {max(use.usage):.3f}"
+            rows.append([use.layer, use.group, usage, *(f"{figure:.3f}" for figure in figures)])
+        lines.append(markdown_table([*header, "token dependence", "balance loss"], rows, num_words=7))
         idle = ", ".join(f"{expert} in layer {layer}" for layer, expert in self.idle_experts) or "none"
         lines += ["", f"Experts with less than a quarter of an even share: {idle}.", ""]
-        lines += ["| group | expert | norm of its delta | nearest expert | its tokens |", "|---|---|---|---|---|"]
+        rows = []
         for group in self.groups:
             for e, row in enumerate(group.similarity):
                 cosine, nearest = max((value, other) for other, value in enumerate(row) if other != e)
                 words = "" if group.tokens is None else " ".join(_cell(token) for token, _ in group.tokens[e])
-                lines.append(
-                    f"| {group.group} | {e} | {100 * group.relative_norm[e]:.1f} % | {nearest} (cosine {cosine:.2f}) "
-                    f"| {words} |"
-                )
+                norm = f"{100 * group.relative_norm[e]:.1f} %"
+                rows.append([group.group, e, norm, f"{nearest} (cosine {cosine:.2f})", words])
+        lines.append(
+            markdown_table(["group", "expert", "norm of its delta", "nearest expert", "its tokens"], rows, num_words=5)
+        )
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> Path:
@@ -223,7 +212,7 @@ class RoutingReport:
         return folder
 
     def plot(self, file: str | Path) -> bool:
-        """Usage, entropies and the similarity of experts. False, and no file, where matplotlib is not installed."""
+        """Plot usage, entropies and similarity of experts. Without matplotlib: write nothing and return False."""
         try:
             from matplotlib.figure import Figure
         except ImportError:

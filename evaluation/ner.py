@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Span metrics of entities, through seqeval."""
 
 import warnings
@@ -24,7 +12,7 @@ METRICS = ("f1", "precision", "recall", "accuracy")
 
 def span_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """
-    Precision, recall and F1 over entities, all together and by type, and the accuracy over words.
+    Compute precision, recall and F1 over entities, all together and by type, and the accuracy over words.
 
     An entity is right if its type, first and last word are. Entities are read as in `spans_of`, so the figures are
     those of CoNLL's evaluation. A share of nothing is 0.

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Exact search in blocks, BM25, and the metrics of a ranking through pytrec_eval."""
 
 import math
@@ -108,7 +96,7 @@ def search(
         documents: (n, d) embeddings.
         depth: Documents to keep for each query.
         normalize: Compare by cosine.
-        dimensions: Compare by the first so many dimensions.
+        dimensions: Number of leading dimensions to compare by.
 
     Returns:
         Scores and row numbers, (q, min(depth, n)) each.
@@ -150,7 +138,7 @@ def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def search_bm25(queries: Sequence[str], corpus: Corpus, depth: int = DEPTH) -> Ranking:
     """
-    BM25 as Lucene counts it (k1 1.5, b 0.75: the defaults of bm25s), English stop words left out, words stemmed.
+    Search with Lucene's BM25 (k1 1.5, b 0.75: the defaults of bm25s), without English stop words, words stemmed.
 
     The texts and their index are in memory. A document that shares no word with the query is not found.
     """

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """The official metrics of SQuAD 1.1 and 2.0."""
 
 import re
@@ -93,10 +81,10 @@ def best_thresholds(
     """
     Find the highest metrics that a threshold on the odds can give, in percent, and the threshold.
 
-    A question of higher odds than the threshold gets no answer. Unlike the official script's search, questions of
-    equal odds are never parted, as no threshold could, and the threshold is halfway between the odds it parts (our
-    decision), where the script takes the lower: rounding, which differs from batch to batch, then moves no question
-    across. Otherwise the figures are the same.
+    A question of higher odds than the threshold gets no answer. Two differences from the official script (our
+    decision): questions of equal odds are never separated, because no threshold could; and the threshold is halfway
+    between the odds that it separates instead of the lower one, so that rounding, which differs between batches, moves
+    no question across it.
 
     Args:
         predictions: The best answer to each question's id, whatever its odds.
@@ -104,7 +92,7 @@ def best_thresholds(
 
     Returns:
         "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"; the lowest threshold where several are best,
-        and 1 beyond all odds where it parts none.
+        and 1 beyond all odds where it separates none.
     """
     scores = [question_scores(question, predictions[question.id]) for question in questions]
     odds = np.array([null_odds[question.id] for question in questions], dtype=np.float64)

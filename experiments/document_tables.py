@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 The tables of figures in the documentation, from the files that were measured.
 
@@ -59,10 +47,11 @@ from modernalbert import ModernALBERTConfig, ModernALBERTForMaskedLM, ModernALBE
 from modernalbert.benchmarks.recipe_speed import TEACHERS
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.diagnostics import RoutingReport
 from modernalbert.finetuning.demo import as_table
 from modernalbert.training.pretraining_trainer import training_flops
-from modernalbert.upcycling.initial_report import StepZero, markdown_table
+from modernalbert.upcycling.initial_report import InitialReport, to_markdown
 from modernalbert.upcycling.modernbert import config_from_modernbert
 
 
@@ -302,7 +291,7 @@ def task_table(rows: list[dict]) -> str:
         ]
         for (data, metric), values in cells.items()
     ]
-    return markdown(header, body, num_words=2)
+    return markdown_table(header, body, num_words=2)
 
 
 def summary_table(rows: list[dict]) -> str:
@@ -319,7 +308,7 @@ def summary_table(rows: list[dict]) -> str:
         line = [data, f"{counts[data]:,}" if data in counts else "", METRICS.get(metric, metric)]
         line.append(f"{as_cell(best)} ({MODELS[best['model']]})")
         body.append([*line, *(as_cell(row) if row else "" for row in scores)])
-    return markdown(["set", "rows trained on", "metric", "best without a model", "nano", "its teacher"], body, 3)
+    return markdown_table(["set", "rows trained on", "metric", "best without a model", "nano", "its teacher"], body, 3)
 
 
 def as_cell(row: dict) -> str:
@@ -368,7 +357,7 @@ def ffn_table(sections: dict[str, dict]) -> str:
             for kind, values in section.items():
                 columns[f"{FFN_KINDS[kind]}, {found[1]}, {int(found[2]):,} tokens"] = values
     body = [[label, *(ratio(values, row) for values in columns.values())] for row, label in FFNS.items()]
-    return markdown(["", *columns], [line for line in body if any(line[1:])])
+    return markdown_table(["", *columns], [line for line in body if any(line[1:])])
 
 
 def sweep_table(sections: dict[str, dict]) -> str:
@@ -381,7 +370,7 @@ def sweep_table(sections: dict[str, dict]) -> str:
         for what, rows in section.items()
         for value, kinds in rows.items()
     ]
-    return markdown(["", *(f"`{backend}`, {FFN_KINDS[kind]}" for kind, backend in columns)], lines)
+    return markdown_table(["", *(f"`{backend}`, {FFN_KINDS[kind]}" for kind, backend in columns)], lines)
 
 
 def encoder_table(sections: dict[str, dict]) -> str:
@@ -412,7 +401,7 @@ def encoder_table(sections: dict[str, dict]) -> str:
         ]
         for (_, title), section in sorted(lines.items(), key=lambda line: line[0][0])
     ]
-    return markdown(["batch x length", "ModernBERT", *(header for _, _, header in compared)], body)
+    return markdown_table(["batch x length", "ModernBERT", *(header for _, _, header in compared)], body)
 
 
 def training_table(sections: dict[str, dict]) -> str:
@@ -428,7 +417,7 @@ def training_table(sections: dict[str, dict]) -> str:
             what = "pretraining" if kind == "training" else "fine-tuning, padded"
             title = f"{size}, {what}, {rows} x {int(length):,}, {dtype}"
             body.append([title, *speeds, f"{with_experts['ratio']:.2f}x", share])
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 def tuner_table(sections: dict[str, dict]) -> str:
@@ -443,7 +432,7 @@ def tuner_table(sections: dict[str, dict]) -> str:
         ]
         for row, label in TUNED.items()
     ]
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 def speed_sentence(sections: dict[str, dict], device: str) -> str:
@@ -488,7 +477,7 @@ def memory_table(sections: dict[str, dict]) -> str:
         for row, label in MEMORIES.items()
         if (values := section.get(row))
     ]
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 def export_table(benchmarks: Path) -> str:
@@ -521,7 +510,7 @@ def export_forms(section: dict) -> str:
             cells += [speed, f"{1 / values[f'{kind}_ratio']:.2f}x"]
         body.append(cells)
     header = ["", *(cell for shape in timed.values() for cell in (shape, "speed"))]
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 # --- adapters, merging and routing -----------------------------------------------------------------------------------
@@ -537,7 +526,7 @@ def adapters_table(file: Path) -> str:
         trained = next(iter(found.values()))["trained_parameters"]
         scores = (f"{100 * found[name]['score']:.1f}" if name in found else "" for name in sets)
         body.append([adapter, f"{trained:,}", *scores])
-    return markdown(["adapter", "parameters trained", *sets], body)
+    return markdown_table(["adapter", "parameters trained", *sets], body)
 
 
 def merging_table(file: Path) -> str:
@@ -560,7 +549,7 @@ def merging_table(file: Path) -> str:
             )
             line += [errors, *rest]
         body.append(line)
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 def int8_table(file: Path) -> str:
@@ -571,7 +560,7 @@ def int8_table(file: Path) -> str:
         [f"{row['experts']}, {row['form']}", *(f"{100 * row[name]:.1f} %" for name in (*metrics, "same_prediction"))]
         for row in rows
     ]
-    return markdown([f"{rows[0]['task']}, {rows[0]['rows']} rows", *metrics, "same prediction as PyTorch"], body)
+    return markdown_table([f"{rows[0]['task']}, {rows[0]['rows']} rows", *metrics, "same prediction as PyTorch"], body)
 
 
 def routing_text(file: Path) -> str:
@@ -582,7 +571,7 @@ def routing_text(file: Path) -> str:
 
 def start_table(file: Path) -> str:
     """How far a student is from its teacher before training, by what it starts from."""
-    return markdown_table([StepZero(**result) for result in json.loads(file.read_text("utf-8"))]).strip()
+    return to_markdown([InitialReport(**result) for result in json.loads(file.read_text("utf-8"))]).strip()
 
 
 def corpus_table(file: Path) -> str:
@@ -601,7 +590,7 @@ def corpus_table(file: Path) -> str:
     body = [[f"`{name}`", *CORPUS[name], *(f"{count:,}" for count in figures[name])] for name in names]
     totals = [f"{sum(column):,}" for column in zip(*figures.values())]
     header = ["source", "what", "from", "licence", *counted[:3], "texts held out", "sentences left out as copies"]
-    return markdown(header, [*body, ["all", "", "", "", *totals]], num_words=4)
+    return markdown_table(header, [*body, ["all", "", "", "", *totals]], num_words=4)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -621,12 +610,12 @@ def sizes_table() -> str:
                 f"{config.num_hidden_layers} = {config.num_groups} × {config.group_depth}",
                 f"{config.hidden_size:,}",
                 f"{config.intermediate_size:,} / {config.ffn_width(groups[0]):,}",
-                f"{groups[0] + 1} to {groups[-1] + 1}",
+                f"the last {len(groups)}",
                 f"{parameters / 1e6:.1f} M",
             ]
         )
     header = ["size", "layers = groups × depth", "hidden", "FFN / MoL FFN", "groups with MoL", "parameters"]
-    return markdown(header, body)
+    return markdown_table(header, body)
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
@@ -674,7 +663,7 @@ def recipe_table(benchmarks: Path) -> str:
     ]
     for device, dtype in speeds:
         header += [f"tokens/s of one `{device}`, {dtype}", f"hours of {number_of(device)}"]
-    return markdown(header, body, num_words=3)
+    return markdown_table(header, body, num_words=3)
 
 
 def teacher_flops(name: str, tokens: float, sequences: float, masked: float) -> float:
@@ -691,13 +680,6 @@ def number_of(device: str) -> int:
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
-
-
-def markdown(header: list[str], body: list[list[str]], num_words: int = 1) -> str:
-    """A table whose first columns are words, the others figures."""
-    lines = [f"| {' | '.join(line)} |" for line in (header, *body)]
-    rule = "|---" * num_words + "|---:" * (len(header) - num_words) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def with_tables(document: str, tables: dict[str, Callable[[], str]], name: str) -> str:

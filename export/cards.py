@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Model cards: one template, filled from the configuration, and the sections that exports add."""
 
 import hashlib
@@ -67,7 +55,7 @@ The method is from "Improving Recursive Transformers with Mixture of LoRAs" (arX
 
 
 def loading_section(model: PreTrainedModel, name: str) -> str:
-    """How a ModernALBERT, or the ModernBERT made of one, is loaded: code, dtype, and its merged forms."""
+    """Describe how a ModernALBERT, or the ModernBERT made of one, is loaded: code, dtype, and its merged forms."""
     head, trust = _head(model), "" if model.config.model_type == "modernbert" else ", trust_remote_code=True"
     return f"""```python
 from transformers import AutoTokenizer, AutoModel{head}
@@ -111,12 +99,12 @@ def code_section(folder: Path) -> str:
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _head(model: PreTrainedModel) -> str:
-    """What the name of a model's class says after the model: "ForMaskedLM", or "" for an encoder."""
+    """Return what the name of a model's class says after the model: "ForMaskedLM", or "" for an encoder."""
     return next((head for head in PIPELINES if type(model).__name__.endswith(head)), "")
 
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """ONNX files beside a model, checked against PyTorch on text before they are written."""
 
 import contextlib
@@ -190,8 +178,8 @@ def _quantize_graph(file: Path, quantized: Path) -> None:
     """
     Quantize to int8 by onnxruntime's dynamic quantization.
 
-    The graph is folded first: weights that a Transpose brings to their MatMul would be quantized anew in every run. The
-    shapes that the exporter noted contradict those of the folded graph, and are taken out.
+    The graph is folded first: weights that reach their MatMul through a Transpose would be quantized in every run. The
+    exporter's shapes contradict those of the folded graph and are removed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Refuses models of which a merge or an export would lose something: adapters, quantised or absent weights."""
 
 import torch
@@ -39,8 +27,8 @@ def check_plain_weights(model: nn.Module) -> None:
 
 def check_unwrapped(model: PreTrainedModel) -> None:
     """
-    Check that a model holds exactly the tensors that its class and configuration say: nothing of what was put on it
-    (an adapter, quantised or compiled layers) would reach a model that is made anew.
+    Check that a model holds exactly the tensors that its class and configuration describe. A model built from that
+    configuration would lack what was added (an adapter, quantised or compiled layers).
 
     Raises:
         ValueError: a tensor is missing, surplus or of another shape; the error names it.

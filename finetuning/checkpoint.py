@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Checkpoints: what is known of them, their labels, and loading them with a head for the task."""
 
 import copy
@@ -95,8 +83,8 @@ def match_labels(
     Match a task's labels with those of a checkpoint's head, by name.
 
     A head is kept where its labels have the names of the task's, whatever their order and case; LABEL_0 is the name of
-    the label 0. Without training it may know more labels than the task. Any other head is replaced by a new one, which
-    is said, and which only training can fill. (Our decision: transformers' run_glue keeps other heads by position.)
+    the label 0. Without training it may know more labels than the task. Any other head is replaced by a new one, with a
+    warning. (Our decision: transformers' run_glue keeps other heads by position.)
 
     Args:
         labels: Their names; none for a regression, whose head gives one number.
@@ -247,7 +235,7 @@ def check_weights(model: PreTrainedModel, absent: set[str], name: str, keeps_hea
 
 
 def renew_output_layer(model: PreTrainedModel, auto_class: type, absent: set[str], loading: dict) -> None:
-    """Draw the weights anew that give a value for each label, unless they are new."""
+    """Initialize the layer that gives a value for each label again, unless its weights are new."""
     config = copy.deepcopy(model.config)
     config.num_labels = model.config.num_labels + 1
     with torch.device("meta"):

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Several tasks and seeds, one run after another, and one table of them all."""
 
 import copy
@@ -26,6 +14,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from modernalbert.cli.errors import UserError, error_message
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.sentences import files_of_task, infer_task
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments
@@ -325,10 +314,8 @@ def task_scores(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
 
 def as_markdown(rows: Sequence[dict], command: str) -> str:
     """Format the table, with the averages over tasks under it."""
-    lines = [
-        "| data | model | metric | mean | deviation | seeds | rows | rate | decay | epochs | batch | from MNLI |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    header = ["data", "model", "metric", "mean", "deviation", "seeds", "rows", "rate", "decay", "epochs", "batch"]
+    table = []
     for row in rows:
         settings = row["settings"]
         deviation = "" if row["deviation"] is None else f"{100 * row['deviation']:.1f}"
@@ -336,7 +323,7 @@ def as_markdown(rows: Sequence[dict], command: str) -> str:
         cells = [row["data"], row["model"], row["metric"], f"{100 * row['mean']:.1f}", deviation, len(row["scores"])]
         cells += [counts, settings["learning_rate"], settings["weight_decay"], settings["num_train_epochs"]]
         cells += [settings["train_batch_size"], "yes" if settings["init_from_mnli"] else ""]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        table.append(cells)
     notes = ["Metrics times 100 on the validation rows; the deviation is the sample standard deviation over the seeds;"]
     notes += ["rows are those trained on / judged by."]
     scores = task_scores(rows)
@@ -345,7 +332,9 @@ def as_markdown(rows: Sequence[dict], command: str) -> str:
         if len(of_model) > 1:
             average = 100 * statistics.mean(of_model.values())
             notes.append(f"Average of the first metrics of {', '.join(of_model)} ({model}): {average:.1f}.")
-    return "\n".join([*lines, "", " ".join(notes), "", f"    {command}", ""])
+    return "\n".join(
+        [markdown_table([*header, "from MNLI"], table, num_words=3), "", " ".join(notes), "", f"    {command}", ""]
+    )
 
 
 def collect_submission(runs: Sequence[Run], folder: Path) -> None:

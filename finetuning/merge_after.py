@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """`--merge_after`: the experts of a fine-tuned model merged, and both models measured."""
 
 from collections.abc import Callable, Sequence
@@ -25,7 +13,7 @@ from modernalbert.merging.report import MergeReport
 # Rows on which a merge measures its errors, and rows that `calibrated` is fitted to; the metrics are measured on all.
 MEASURED_ROWS, FITTED_ROWS = 256, 512
 MERGE_AFTER = ("ema", "uniform", "calibrated")
-# Latency is that of a batch of so many tokens at most: many forwards of long windows would take minutes.
+# Largest batch, in tokens, to measure latency on: many forwards of long windows would take minutes.
 LATENCY_TOKENS = 4096
 
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Output folders of runs: which may be used, where to continue, and the settings kept in them."""
 
 import json
@@ -59,8 +47,8 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
     """
     Find where to continue: the newest whole checkpoint in the folder, if there is one, else the checkpoint named.
 
-    A checkpoint that lies in the folder itself is taken at its name, as going back to it can only be meant; one from
-    elsewhere is where a branch began, which goes on from its own checkpoints.
+    A named checkpoint inside the folder is used even if a newer one exists. One from elsewhere is the start of a
+    branch, which continues from its own checkpoints.
     """
     is_named = resume is not None and resume.lower() not in ("true", "false")
     if is_named and folder.resolve() in Path(resume).resolve().parents:

@@ -1,18 +1,6 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
-The merged expert that least squares finds: what best reproduces a routed FFN on given text, in closed form.
+Merge method `calibrated`: the expert that best reproduces a routed FFN on given text, by least squares.
 
 Averaging deltas (`methods.py`) asks no question about the tokens. This method (our own) does, projection by
 projection, starting from the average D = sum_e w_e Delta_e:

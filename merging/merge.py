@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """E experts of every layer become one: weights, method, recovery and errors, wherever the experts are."""
 
 import contextlib
@@ -36,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
 METHODS = (*MERGE_METHODS, "calibrated")
-# Of so many calibration batches, one is left out of what is fitted or trained on.
+# One of this many calibration batches is held out from fitting and training.
 HOLD_OUT = 5
 LOGITS = ("logits", "start_logits", "end_logits")
 NO_TOKENS = "The calibration batches are not allowed to be without tokens: there is nothing to measure on."

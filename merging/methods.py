@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Methods that merge E LoRA experts into one: small registered functions on their factors.
 
@@ -31,7 +19,7 @@ from modernalbert.mol_backends import Experts, concatenate_experts
 class MergedExpert(NamedTuple):
     """
     One LoRA in place of E, and, by projection, the share that its rank keeps of the merged delta's squared norm (for
-    `calibrated`, of what the delta makes of its inputs).
+    `calibrated`, of the delta's output on the calibration text).
     """
 
     expert: Experts  # E = 1, scaling 1

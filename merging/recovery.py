@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A merged model nearer to the routed one, by a few steps of distillation on text."""
 
 from collections.abc import Callable, Sequence
@@ -107,8 +95,7 @@ def recover(
     settings: RecoverySettings,
 ) -> float:
     """
-    Lower a distillation loss by AdamW without weight decay; the batches come in an order that is drawn anew each epoch,
-    always the same.
+    Lower a distillation loss by AdamW without weight decay. Batches are shuffled in each epoch, with a fixed seed.
 
     Args:
         loss_of: A batch's loss, with gradients to the parameters.

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Report of a merge, for a model's experts and an adapter's alike, and the folders it writes."""
 
 import json
@@ -25,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.export.hub_folder import export_to_hub_folder
@@ -56,7 +45,7 @@ class LayerReport:
     Attributes:
         weights: (E,) of the experts.
         energy_kept_in, energy_kept_out: Share of the merged delta's squared norm that the rank keeps, by projection;
-            for `calibrated`, of what the delta makes of its inputs.
+            for `calibrated`, of the delta's output on the calibration text.
         relative_error: |merged - routed| / |routed|, of the FFN's output over all tokens; None where not measured.
         relative_error_of_experts: |merged - routed| / |routed - shared FFN alone|.
     """
@@ -135,14 +124,14 @@ class MergeReport:
         titles = ["layer", "weights", "energy kept (in, out)"]
         has_errors = any(layer.relative_error is not None for layer in self.layers.values())
         titles += ["error of FFN output", "error of the experts' part"] if has_errors else []
-        lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        rows = []
         for name, layer in self.layers.items():
             cells = [name, " ".join(f"{w:.3f}" for w in layer.weights)]
             cells.append(f"{layer.energy_kept_in:.4f}, {layer.energy_kept_out:.4f}")
             if has_errors:
                 cells += [_percent(layer.relative_error), _percent(layer.relative_error_of_experts)]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            rows.append(cells)
+        lines += ["", markdown_table(titles, rows, num_words=2), ""]
         if self.measured_on is None:
             lines.append("Errors against token routing are not measured: no calibration batches were given.")
         else:

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 The model cards of all sizes, from `template.md` and one file of facts each.
 
@@ -63,14 +51,13 @@ def sizes_table(facts: dict, config: ModernALBERTConfig) -> str:
     """What a model of this size is; rows that the paper does not state are marked."""
     with torch.device("meta"):
         parameters = ModernALBERTModel(config).num_parameters()
-    groups = [group + 1 for group in config.modulated_groups]
     rows = {
         "parameters of the encoder": f"{parameters:,}",
         "hidden size, heads": f"{config.hidden_size}, {config.num_attention_heads}",
         "layers = groups x depth": f"{config.num_hidden_layers} = {config.num_groups} x {config.group_depth}",
         "FFN, MoL FFN": f"{config.intermediate_size}, {config.ffn_width(config.modulated_groups[0])}",
         "experts": f"{config.num_experts} of rank {config.lora_rank}, {config.num_experts_per_tok} per token, "
-        f"in groups {', '.join(map(str, groups))} (from 1)",
+        f"in the last {len(config.modulated_groups)} of {config.num_groups} groups",
         "teacher": facts["teacher"],
         "weights": f"stored in {facts['stored_dtype']}" if facts["stored_dtype"] else "none yet",
     }

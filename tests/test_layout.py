@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "tuner": {"cli", "export", "merging", *MODEL},
     "merge_experts": {"cli", "export", "merging", "tuner", *MODEL},
     "training": {"cli", "data", "export", *MODEL},
-    "upcycling": {"training", *MODEL},
+    "upcycling": {"cli", "training", *MODEL},
     "__init__": {"cli", "export", "tuner", "upcycling", *MODEL},
     "evaluation": {"cli", "data"},
     "diagnostics": {"cli", "export", "merging", "merge_experts", "tuner", *MODEL},

@@ -311,7 +311,7 @@ def test_no_evaluation_needs_no_other_flag(command, workplace):
 
 
 def test_the_demo_from_data_to_plot(command, tmp_path):
-    arguments = ["--demo", "--output_dir", tmp_path / "demo", "--max_train_samples", 64, "--max_eval_samples", 32]
+    arguments = ["--demo", "--output_dir", tmp_path / "demo", "--max_train_samples", 32, "--max_eval_samples", 16]
     code, output, error = command(glue_command, *arguments, "--disable_tqdm", "true")
     assert code == 0, error
     summary = json.loads((tmp_path / "demo/demo.json").read_text())

@@ -2,14 +2,12 @@
 """The entity script: spans are counted right, words keep their place, and files are read or refused with their line."""
 
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from launches import run_torchrun
 from small_models import REPOSITORY, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
@@ -453,11 +451,8 @@ def test_two_processes_predict_what_one_does(command, place):
     arguments = ["--learning_rate", 0, "--per_device_eval_batch_size", 3, "--use_cpu", "true"]
     code, _, error = ner(command, place, *arguments, "--output_dir", place / "one")
     assert code == 0, error
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [*launch, str(REPOSITORY / "run_ner.py"), *options(place, *arguments, "--output_dir", place / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    words = options(place, *arguments, "--output_dir", place / "two")
+    run_torchrun(place / "logs", REPOSITORY / "run_ner.py", *words)
     one, two = (written(place / run / "predictions_validation.conll") for run in ("one", "two"))
     assert one == two and len({row[2] for sentence in one for row in sentence}) > 1
     one, two = (json.loads((place / run / "all_results.json").read_text()) for run in ("one", "two"))

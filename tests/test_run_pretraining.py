@@ -4,17 +4,15 @@
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import transformers
+from launches import run_machines
 from packaging.version import Version
 from safetensors.torch import load_file
 from small_models import REPOSITORY, tiny_config, tiny_modernbert
@@ -225,8 +223,7 @@ def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp
     changes = {**distilled(models), "learning_rate": 1e-3, "mlm_probability": 0.3, "corpus_dir": tmp_path / "corpus"}
     one = pretrain(tmp_path / "one", **changes)
     script = Path(__file__).with_name("fsdp_on_cpu.py") if config == "fsdp" else REPOSITORY / "run_pretraining.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(REPOSITORY / "configs" / "accelerate" / f"{config}.yaml"), "--num_processes", "2"]
+    launch = ["--config_file", REPOSITORY / "configs" / "accelerate" / f"{config}.yaml", "--num_processes", "2"]
     launch += ["--mixed_precision", "no"]
     if config == "ddp_2_machines":  # of which each starts its own
         with socket.socket() as free:
@@ -239,16 +236,10 @@ def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp
     halves = {"per_device_train_batch_size": 2, "use_cpu": True, "save_strategy": "steps", "save_steps": 4}
 
     def losses_of_two(folder: Path, **more) -> list[dict]:
-        options = [str(script), *arguments(models, text, folder, **(changes | halves | more))]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started = [
-            subprocess.Popen([*launch, *options], env=environment, stderr=subprocess.PIPE, text=True)
-            for launch in launches
-        ]
-        for process in started:
-            error = process.communicate()[1]
-            assert process.returncode == 0, error
-            assert "8 steps of 4 x 64 tokens" in error  # two rows of each process
+        options = [script, *arguments(models, text, folder, **(changes | halves | more))]
+        logs = folder.with_name(f"{folder.name}_logs")
+        error = run_machines(logs, *([*launch, *options] for launch in launches))
+        assert "8 steps of 4 x 64 tokens" in error  # two rows of each process
         state = json.loads((folder / "trainer_state.json").read_text())
         return [entry for entry in state["log_history"] if "loss" in entry]
 

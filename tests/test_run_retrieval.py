@@ -3,13 +3,13 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from launches import run_accelerate
 from safetensors.torch import load_file, save_file
 from small_models import REPOSITORY, randomise, tiny_config, tiny_model
 from transformers import BertConfig, BertModel
@@ -326,14 +326,10 @@ def test_the_best_checkpoint_is_chosen_on_the_first_set(retrieval, tmp_path):
 
 
 def test_two_processes_train_one_model_and_encode_together(retrieval, workplace, tmp_path):
-    script = REPOSITORY / "run_retrieval.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(REPOSITORY / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0", str(script)]
+    launch = ["--config_file", REPOSITORY / "configs/accelerate/cpu_2_processes.yaml", "--main_process_port", "0"]
     out = tmp_path / "two"
     words = options(workplace, out, use_cpu=True, per_device_train_batch_size=3)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_accelerate(tmp_path / "logs", *launch, REPOSITORY / "run_retrieval.py", *words)
     results = json.loads((out / "all_results.json").read_text())
     assert results["set_ndcg_at_10"] > 0.7 and len(losses(out)) == 16  # 2 steps of 2 x 3 rows an epoch
     alone = retrieval(tmp_path / "alone", ["--no_do_train"], model_name_or_path=out)

@@ -2,12 +2,10 @@
 """The SQuAD script: a run learns, leaves what it says, continues, and says what is wrong with its data."""
 
 import json
-import os
-import subprocess
-import sys
 
 import datasets
 import pytest
+from launches import run_torchrun
 from small_models import REPOSITORY, tiny_model
 from small_squad import PARAGRAPHS, squad_content, write_squad
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForSequenceClassification
@@ -116,16 +114,12 @@ def test_fine_tune_predict_merge_and_refuse_to_repeat(command, workplace):
     assert code == 2 and "holds a finished run" in error
 
 
-def test_two_processes_predict_as_one(command, workplace):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "run_squad.py")]
-    launch += ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "two", "--use_cpu", "True"]
-    launch += ["--train_file", workplace / "train.json", "--validation_file", workplace / "validation.json"]
-    launch += ["--num_train_epochs", 1, "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 3]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(workplace / "cache")}
-    launch = [*map(str, launch), *map(str, SMALL_WINDOWS)]
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_predict_as_one(command, workplace, monkeypatch):
+    words = ["--model_name_or_path", workplace / "model", "--output_dir", workplace / "two", "--use_cpu", "True"]
+    words += ["--train_file", workplace / "train.json", "--validation_file", workplace / "validation.json"]
+    words += ["--num_train_epochs", 1, "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 3]
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(workplace / "cache"))
+    run_torchrun(workplace / "logs", REPOSITORY / "run_squad.py", *words, *SMALL_WINDOWS)
     two = json.loads((workplace / "two/all_results.json").read_text())
     arguments = ["--model_name_or_path", workplace / "two", "--no_do_train", "--per_device_eval_batch_size", 7]
     code, _, error = squad(command, workplace, *arguments, *SMALL_WINDOWS)

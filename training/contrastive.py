@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Contrastive training with sentence-transformers: the loss, and a Trainer that keeps routers balanced."""
 
 import contextlib
@@ -80,7 +68,7 @@ def make_loss(
     Args:
         mini_batch_size: Rows in memory at once; the batch may then be as large as you like (GradCache).
         distillation: For rows with a teacher's scores, one of `DISTILLATIONS`.
-        matryoshka_dims: Train the first so many dimensions as embeddings of their own.
+        matryoshka_dims: Numbers of leading dimensions that are trained as embeddings too.
     """
     if distillation is not None:
         loss = DistilledRankingLoss(model, distillation)
@@ -95,13 +83,13 @@ def make_loss(
 
 
 class _Scale:
-    """Factor of the loss of the current step on its way back (accumulation, gradient scaler)."""
+    """Factor of the current step's loss in the backward pass (accumulation, gradient scaler)."""
 
     value: torch.Tensor
 
 
 class _RememberScale(torch.autograd.Function):
-    """The identity; going back it notes the scale, before the gradient reaches the model."""
+    """Identity whose backward pass records the scale of the loss before the gradient reaches the model."""
 
     @staticmethod
     def forward(ctx, loss, scale):
@@ -115,7 +103,7 @@ class _RememberScale(torch.autograd.Function):
 
 
 class _AddLoss(torch.autograd.Function):
-    """The identity on hidden states; going back it starts the gradient of an auxiliary loss too."""
+    """Identity on hidden states whose backward pass also starts the gradient of an auxiliary loss."""
 
     @staticmethod
     def forward(ctx, states, auxiliary, share, scale):
@@ -131,9 +119,9 @@ class RetrievalTrainer(ModelCardMixin, RouterLearningRateMixin, SentenceTransfor
     """
     sentence-transformers' Trainer that also trains the auxiliary losses of a ModernALBERT's routers.
 
-    The losses of sentence-transformers see embeddings only, and some run the model again while going back, so nothing
-    can be added to them. The auxiliary loss of each forward rides on its hidden states instead: it joins where their
-    gradient comes by. The forwards of a step share it by their rows.
+    The losses of sentence-transformers see embeddings only, and some run the model again in the backward pass, so
+    nothing can be added to them. Instead, the auxiliary loss of each forward is attached to its hidden states, and its
+    gradient starts when theirs arrives. It is weighted by the forward's share of the step's rows.
     """
 
     def __init__(self, model: SentenceTransformer, *args, **kwargs):

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Losses of distillation: masked words, and a teacher's logits, hidden states and sentence embeddings.
 
@@ -411,7 +399,7 @@ class DistilledStudent(nn.Module):
 
 
 def distillation_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student), summed over the first dimension: (n, V), (n, V) -> scalar."""
+    """Compute T^2 KL(teacher || student), summed over the first dimension: (n, V), (n, V) -> scalar."""
     student = nn.functional.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = nn.functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A Trainer that puts rows of like length together, resumes exactly, and predicts in the order of the rows."""
 
 import numpy as np
@@ -48,7 +36,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 class LengthGroupedTrainer(ModelCardMixin, RouterLearningRateMixin, Trainer):
     """
-    Trainer for tokenised data sets, padded batch by batch.
+    Trainer for tokenized data sets, padded batch by batch.
 
     With `train_sampling_strategy="group_by_length"` Trainer's own order of training rows cannot be resumed, and its
     evaluation batches come in a random order too, so that predictions no longer match their rows. Here the order of

@@ -1,24 +1,13 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""The arguments of `run_pretraining.py`, and what they say of the loss and of the schedule."""
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Arguments of `run_pretraining.py`; loss and schedule from them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from modernalbert.cli.arguments import option
 from modernalbert.cli.errors import UserError, error_message
 from modernalbert.cli.training_arguments import BaseTrainingArguments
 
@@ -29,82 +18,61 @@ from .distillation import DistillationConfig
 class ModelArguments:
     """Student and teacher."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The student: folder or Hub name. A folder with a configuration only starts from random weights; "
-            "upcycle.py writes one that starts from the teacher's."
-        },
+    model_name_or_path: str | None = option(
+        None,
+        help="The student: folder or Hub name. A folder with a configuration only starts from random weights; "
+        "upcycle.py writes one that starts from the teacher's.",
     )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the tokenizer, if it is not in the student's folder."}
+    tokenizer_name_or_path: str | None = option(
+        None, help="Folder or Hub name of the tokenizer, if it is not in the student's folder."
     )
-    teacher_name_or_path: str | None = field(default=None, metadata={"help": "The model to distil from."})
-    teacher_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Dtype of the teacher: float32, bfloat16, float16, or auto (bfloat16 on a GPU, float32 on a CPU)."
-        },
+    teacher_name_or_path: str | None = option(None, help="The model to distil from.")
+    teacher_dtype: str = option(
+        "auto", help="Dtype of the teacher: float32, bfloat16, float16, or auto (bfloat16 on a GPU, float32 on a CPU)."
     )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention of the student: eager, sdpa, flex_attention or flash_attention_2."},
+    attn_implementation: str | None = option(
+        None, help="Attention of the student: eager, sdpa, flex_attention or flash_attention_2."
     )
-    teacher_attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of the teacher, which reads padded sequences."}
+    teacher_attn_implementation: str | None = option(
+        None, help="Attention of the teacher, which reads padded sequences."
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a teacher."})
+    trust_remote_code: bool = option(False, help="Run code that comes with a teacher.")
 
 
 @dataclass
 class DataArguments:
     """Text, and how it is packed into rows."""
 
-    train_sources: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Files (txt, json, jsonl, also with .gz or .xz, and parquet) or Hub data sets as "
-            "name[:config[:split]]. Each is a source."
-        },
+    train_sources: list[str] = option(
+        [],
+        help="Files (txt, json, jsonl, also with .gz or .xz, and parquet) or Hub data sets as name[:config[:split]]. "
+        "Each is a source.",
     )
-    source_weights: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Share of each source in the tokens, or in the texts with --streaming. Default: by size, or even "
-            "with --streaming."
-        },
+    source_weights: list[float] = option(
+        [],
+        help="Share of each source in the tokens, or in the texts with --streaming. Default: by size, or even with "
+        "--streaming.",
     )
-    validation_file: str | None = field(default=None, metadata={"help": "A file of held-out text to evaluate on."})
-    text_column: str = field(
-        default="text", metadata={"help": "The column that holds the text in json, jsonl and parquet files."}
+    validation_file: str | None = option(None, help="A file of held-out text to evaluate on.")
+    text_column: str = option("text", help="The column that holds the text in json, jsonl and parquet files.")
+    corpus_dir: str | None = option(
+        None, help="Folder of the tokenized corpus, which is prepared if absent. Default: in --output_dir."
     )
-    corpus_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the tokenised corpus, which is prepared if absent. Default: in --output_dir."},
+    streaming: bool = option(False, help="Tokenize the text while training, instead of preparing a corpus.")
+    prepare_only: bool = option(False, help="Prepare the corpus and stop; of the models only the tokenizer is loaded.")
+    preprocessing_num_workers: int | None = option(None, help="Number of processes that tokenize the corpus.")
+    max_seq_length: int = option(512, help="Longer texts are cut into sequences of this length.")
+    row_length: int | None = option(
+        None, help="Tokens of a packed row, which holds several sequences. Default: --max_seq_length."
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Tokenise the text while training, instead of preparing a corpus."}
+    mlm_probability: float = option(0.3, help="Share of the tokens that are masked and predicted.")
+    masked_sequence_share: float = option(
+        1.0, help="Share of the sequences that are masked; the others serve distillation only."
     )
-    prepare_only: bool = field(
-        default=False, metadata={"help": "Prepare the corpus and stop; of the models only the tokenizer is loaded."}
-    )
-    preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Number of processes that tokenise the corpus."}
-    )
-    max_seq_length: int = field(default=512, metadata={"help": "Longer texts are cut into sequences of this length."})
-    row_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens of a packed row, which holds several sequences. Default: --max_seq_length."},
-    )
-    mlm_probability: float = field(default=0.3, metadata={"help": "Share of the tokens that are masked and predicted."})
-    masked_sequence_share: float = field(
-        default=1.0, metadata={"help": "Share of the sequences that are masked; the others serve distillation only."}
-    )
-    whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word or none."})
-    max_eval_rows: int = field(default=256, metadata={"help": "Largest number of held-out rows to evaluate on."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Delete an earlier run's checkpoints and results in --output_dir, and start anew."},
+    whole_word_masking: bool = option(False, help="Mask all pieces of a word or none.")
+    max_eval_rows: int = option(256, help="Largest number of held-out rows to evaluate on.")
+    overwrite_output_dir: bool = option(
+        False, help="Delete an earlier run's checkpoints and results in --output_dir, and start anew."
     )
 
 
@@ -112,45 +80,32 @@ class DataArguments:
 class DistillationArguments:
     """Weights of the terms of the loss. Without a teacher only the masked language model has one."""
 
-    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of the masked language modelling loss."})
-    logits_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the KL divergence from the teacher's logits."}
+    mlm_weight: float = option(1.0, help="Weight of the masked language modelling loss.")
+    logits_weight: float = option(0.0, help="Weight of the KL divergence from the teacher's logits.")
+    temperature: float = option(1.0, help="Temperature of both distributions in that divergence.")
+    logits_positions: str = option("masked", help="The tokens at which logits are compared: masked or all.")
+    hidden_weight: float = option(0.0, help="Weight of the distance to the teacher's hidden states.")
+    hidden_loss: str = option("cosine", help="Distance of hidden states: cosine or mse.")
+    layer_map: str | None = option(
+        None,
+        help="Pairs of layers student:teacher, as 0:0,2:4,6:12 (0 is the embeddings). Default: evenly spaced from "
+        "first to last.",
     )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in that divergence."})
-    logits_positions: str = field(
-        default="masked", metadata={"help": "The tokens at which logits are compared: masked or all."}
+    pooled_weight: float = option(0.0, help="Weight of 1 - cosine of the mean-pooled last states.")
+    teacher_input: str | None = option(
+        None,
+        help="The text that the teacher reads: masked or clean. Default: masked if logits are compared, else clean.",
     )
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the distance to the teacher's hidden states."}
-    )
-    hidden_loss: str = field(default="cosine", metadata={"help": "Distance of hidden states: cosine or mse."})
-    layer_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs of layers student:teacher, as 0:0,2:4,6:12 (0 is the embeddings). Default: evenly spaced "
-            "from first to last."
-        },
-    )
-    pooled_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cosine of the mean-pooled last states."})
-    teacher_input: str | None = field(
-        default=None,
-        metadata={
-            "help": "The text that the teacher reads: masked or clean. Default: masked if logits are compared, else "
-            "clean."
-        },
-    )
-    teacher_cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that caches the teacher's outputs in half precision for later passes and other students. "
-            "It needs a prepared corpus and clean input, and takes 2 bytes x width x (tokens x layers + sequences)."
-        },
+    teacher_cache_dir: str | None = option(
+        None,
+        help="Folder that caches the teacher's outputs in half precision for later passes and other students. It needs "
+        "a prepared corpus and clean input, and takes 2 bytes x width x (tokens x layers + sequences).",
     )
 
 
 @dataclass
 class PretrainingArguments(BaseTrainingArguments):
-    """The defaults that suit pretraining."""
+    """Training arguments with defaults that suit pretraining."""
 
     DEFAULT_EVAL_STRATEGY: ClassVar[str] = "steps"
     DEFAULT_SAVE_STRATEGY: ClassVar[str] = "steps"
@@ -158,39 +113,28 @@ class PretrainingArguments(BaseTrainingArguments):
     DEFAULT_SAVE_STEPS: ClassVar[float] = 1000
     LOADS_BEST: ClassVar[bool] = False
 
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on --validation_file, if there is one."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the stable phase."})
-    warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, or steps."})
-    decay_steps: float = field(default=0.1, metadata={"help": "Final decay: a share of all steps below 1, or steps."})
-    decay_type: str = field(default="1-sqrt", metadata={"help": "Form of the decay: 1-sqrt, linear or cosine."})
-    lr_scheduler_type: str = field(
-        default="warmup_stable_decay", metadata={"help": "warmup_stable_decay, or any schedule of transformers."}
+    do_eval: bool = option(True, help="Evaluate on --validation_file, if there is one.")
+    learning_rate: float = option(5e-4, help="Learning rate of the stable phase.")
+    warmup_steps: float = option(0.02, help="Warm-up: a share of all steps below 1, or steps.")
+    decay_steps: float = option(0.1, help="Final decay: a share of all steps below 1, or steps.")
+    decay_type: str = option("1-sqrt", help="Form of the decay: 1-sqrt, linear or cosine.")
+    lr_scheduler_type: str = option("warmup_stable_decay", help="warmup_stable_decay, or any schedule of transformers.")
+    weight_decay: float = option(0.01, help="Weight decay of matrices; norms and biases have none.")
+    adam_beta2: float = option(0.98, help="Second beta of AdamW.")
+    per_device_train_batch_size: int = option(16, help="Rows of a device in a step.")
+    per_device_eval_batch_size: int = option(16, help="Rows of a device in evaluation.")
+    logging_steps: float = option(50, help="Steps between log lines.")
+    save_total_limit: int | None = option(2, help="Checkpoints to keep.")
+    peak_tflops: float | None = option(
+        None,
+        help="Peak TFLOPS of one device in the dtype of training (989 for an H100 in bfloat16), to log the share that "
+        "is used (MFU).",
     )
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "Weight decay of matrices; norms and biases have none."}
+    remove_unused_columns: bool = option(False, help="Must stay False: the trainer reads every column.")
+    dataloader_pin_memory: bool = option(
+        torch.accelerator.is_available(), help="Pin batches in memory, which speeds up their copy to a GPU."
     )
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows of a device in a step."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows of a device in evaluation."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    peak_tflops: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak TFLOPS of one device in the dtype of training (989 for an H100 in bfloat16), to log the "
-            "share that is used (MFU)."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the trainer reads every column."}
-    )
-    dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(),
-        metadata={"help": "Pin batches in memory, which speeds up their copy to a GPU."},
-    )
-    report_to: str | None = field(
-        default="none", metadata={"help": "Where to log: tensorboard, trackio, wandb and others, or none."}
-    )
+    report_to: str | None = option("none", help="Where to log: tensorboard, trackio, wandb and others, or none.")
 
 
 def check_numbers(data: DataArguments, training: PretrainingArguments) -> None:

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """A Trainer for packed rows and a teacher: computes the terms, logs them with speed and routing, saves the student."""
 
 import time
@@ -38,8 +26,8 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
     """
     Trains a `DistilledStudent` on rows of `data/packing.py`, in the order in which they come.
 
-    Every log line of training has the mean of each term since the last one, real tokens per second, the routers'
-    entropy, the smallest and largest share of an expert, and, if the peak is known, the model FLOPs utilisation.
+    Every log line of training has the mean of each term since the last one, the routers' entropy among them, tokens per
+    second, and, if the peak is known, the model FLOPs utilisation.
 
     Args:
         teacher: Answers for the rows; None without distillation.
@@ -133,14 +121,10 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
         tokens, sequences, masked = (sums.pop(name) for name in ("tokens", "sequences", "masked"))
         measures = {name: total / batches for name, total in sums.items()}
         measures["tokens_per_second"] = tokens / seconds
-        student: ModernALBERTForMaskedLM = self.accelerator.unwrap_model(self.model).student
         if self.peak_tflops is not None:
+            student = self.accelerator.unwrap_model(self.model).student
             flops = training_flops(student, tokens, sequences, masked)
             measures["mfu"] = flops / seconds / (self.peak_tflops * 1e12 * self.args.world_size)
-        usage = [buffer for name, buffer in student.named_buffers() if name.endswith("mol_usage")]
-        if usage:
-            measures["expert_usage_min"] = min(float(u.min()) for u in usage)
-            measures["expert_usage_max"] = max(float(u.max()) for u in usage)
         self._term_sums, self._num_batches, self._clock = {}, 0, time.perf_counter()
         return measures
 
@@ -203,7 +187,7 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
 
 def training_flops(student: ModernALBERTForMaskedLM, tokens: float, sequences: float, masked: float) -> float:
     """
-    Floating-point operations of the student's forward and backward passes, without the teacher's and without
+    Count the floating-point operations of the student's forward and backward passes, without the teacher's and without
     recomputation: 6 for every multiply-add.
     """
     per_token = student.model.multiply_adds_per_token(round(tokens / max(1, sequences)))

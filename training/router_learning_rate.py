@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Routers with a learning rate and a warm-up of their own, in any Trainer."""
 
 from torch import nn
@@ -25,7 +13,7 @@ class RouterLearningRateMixin:
     A Trainer, to be named before Trainer's class, that heeds two arguments where `args` has them:
 
     - `router_learning_rate`: peak of the routers; None = as all other weights;
-    - `router_warmup_steps`: the routers' rate rises from 0 over so many steps (a share of all steps if below 1),
+    - `router_warmup_steps`: the routers' rate rises from 0 over this number of steps (a share of all steps if below 1),
       on top of the schedule that all weights follow.
     """
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Mixture of LoRAs (MoL) as a peft tuner layer, for the feed-forward network (FFN) of any transformer.
 
@@ -88,8 +76,11 @@ class AdapterRouter(MoLRouter):
         self.bias = nn.Parameter(torch.zeros(config.num_experts)) if config.router_bias else None
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        logits = super().forward(hidden_states.to(self.weight.dtype), *args, **kwargs)
+    def forward(self, hidden_states: torch.Tensor, depth: int = 0) -> torch.Tensor:
+        return super().forward(hidden_states.to(self.weight.dtype), depth)
+
+    def score(self, hidden_states: torch.Tensor, depth: int) -> torch.Tensor:
+        logits = super().score(hidden_states, depth)
         logits = logits.abs() if self.is_absolute else logits
         return logits if self.bias is None else logits + self.bias
 
@@ -259,10 +250,7 @@ class MoLLayer(nn.Module, BaseTunerLayer):
         self.freeze_idle_weights()
 
     def check_active(self, adapter_names: str | Sequence[str]) -> None:
-        """
-        Raises:
-            ValueError: more than one of the adapters is on this layer.
-        """
+        """Raise a ValueError if more than one of the adapters is on this layer."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         here = [name for name in names if name in self.mol_config]
         if len(here) > 1:

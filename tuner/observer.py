@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Observation of the MoL adapters of a model in one forward: router logits, auxiliary losses, statistics.
 
@@ -283,7 +271,7 @@ def mean_over_devices(values: list[torch.Tensor]) -> torch.Tensor:
 
 def routing_loss(logits: torch.Tensor, expert_labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """
-    Cross-entropy of the routing against one expert per row, over real tokens.
+    Compute the cross-entropy of the routing against one expert per row, over real tokens.
 
     Raises:
         ValueError: a label is no number of an expert, or there is not one label per row.

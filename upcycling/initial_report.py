@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Distance of a student from its teacher before any training."""
 
 from collections.abc import Sequence
@@ -19,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, Teacher
 from modernalbert.upcycling.embedding import teacher_embedding
 
 
 @dataclass
-class StepZero:
+class InitialReport:
     """
-    A student before any training, beside its teacher.
+    Figures of a student before any training, beside its teacher's.
 
     Attributes:
         layer_map: How the groups took their layers; "fitted" or "embedding" if it was a BERT.
@@ -47,13 +36,13 @@ class StepZero:
 
 
 @torch.no_grad()
-def step_zero(
+def measure_student(
     student: ModernALBERTForMaskedLM,
     teacher: PreTrainedModel,
     rows: Sequence[dict[str, torch.Tensor]],
     layer_map: str | Sequence[int],
     experts: str,
-) -> StepZero:
+) -> InitialReport:
     """
     Measure a student against its teacher.
 
@@ -89,7 +78,7 @@ def step_zero(
             ).sum()
         masked += len(targets)
         tokens += int(real.sum())
-    return StepZero(
+    return InitialReport(
         layer_map=layer_map if isinstance(layer_map, str) else list(layer_map),
         experts=experts,
         mlm_loss=losses / masked,
@@ -100,7 +89,7 @@ def step_zero(
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Cross-entropy of (n, V) logits, added up, in nats."""
+    """Sum the cross-entropy of (n, V) logits, in nats."""
     return float(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
 
 
@@ -114,18 +103,16 @@ def embedding_error(student: ModernALBERTForMaskedLM, teacher: PreTrainedModel) 
     return float((ours.double() - target).norm() / target.norm())
 
 
-def markdown_table(results: Sequence[StepZero]) -> str:
+def to_markdown(results: Sequence[InitialReport]) -> str:
     """Format one row per option."""
+    header = ["layer map", "experts", "masked-LM loss", "embedding error"]
     states = [f"{ours}:{theirs}" for ours, theirs, _ in results[0].hidden_cosine]
-    teacher = results[0].teacher_mlm_loss
-    lines = [
-        f"| layer map | experts | masked-LM loss | embedding error | cosine at {' | '.join(states)} |",
-        "|---|---|---:|---:|" + "---:|" * len(states),
-    ]
+    header += [f"cosine at {states[0]}", *states[1:]]
+    rows = []
     for result in results:
-        cosines = " | ".join(f"{cosine:.3f}" for _, _, cosine in result.hidden_cosine)
-        measures = f"{result.mlm_loss:.3f} | {result.embedding_error:.3f} | {cosines}"
-        lines.append(f"| {result.layer_map} | {result.experts} | {measures} |")
-    if teacher is not None:
-        lines += ["", f"Masked-LM loss of the teacher on the same masks: {teacher:.3f}."]
-    return "\n".join(lines) + "\n"
+        figures = (result.mlm_loss, result.embedding_error, *(cosine for _, _, cosine in result.hidden_cosine))
+        rows.append([result.layer_map, result.experts, *(f"{figure:.3f}" for figure in figures)])
+    table = markdown_table(header, rows, num_words=2) + "\n"
+    if results[0].teacher_mlm_loss is not None:
+        table += f"\nMasked-LM loss of the teacher on the same masks: {results[0].teacher_mlm_loss:.3f}.\n"
+    return table

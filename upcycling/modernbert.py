@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """Weights for a ModernALBERT from a trained ModernBERT: its layers become groups, its embedding is factorised."""
 
 from collections.abc import Sequence
@@ -62,7 +50,7 @@ def teacher_layers_of_groups(
     layer_map: str | Sequence[int], num_groups: int, num_teacher_layers: int
 ) -> list[list[int]]:
     """
-    Which teacher layers each group is made of (the mean of them).
+    Return the teacher layers that each group is made of (the mean of them).
 
     Args:
         layer_map: "stepwise" takes evenly spaced layers from the first to the last, "first" and "last" the first and

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """The recursive encoder: K groups of weights used N = K G times, and its task heads."""
 
 from collections.abc import Callable, Sequence
@@ -965,13 +953,7 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_router_logits = config.output_router_logits if output_router_logits is None else output_router_logits
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if output_attentions and config._attn_implementation != "eager":
-            raise ValueError(
-                f"output_attentions=True is not allowed with attn_implementation={config._attn_implementation!r}: only "
-                "'eager' returns attention weights."
-            )
+        self._check_call(input_ids, inputs_embeds, output_attentions)
 
         layout = TokenLayout.build(
             config,
@@ -1014,25 +996,25 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         hidden_states = layout.unpack(self.final_norm(hidden_states))
         all_hidden_states.append(hidden_states)
 
-        aux_loss = None
-        if self.training and all_router_logits:
-            summary = summarise_routing(all_router_logits, config.num_experts_per_tok, layout.routed_tokens)
-            if self.expert_mixing == "token":
-                aux_loss = (
-                    config.router_aux_loss_coef * summary.balance_loss + config.router_z_loss_coef * summary.z_loss
-                )
-            if update_statistics:
-                self._update_usage(routed_groups, summary.usage, summary.num_tokens)
+        aux_loss = self._end_routing(all_router_logits, routed_groups, layout, update_statistics)
+        returns_logits = output_router_logits and all_router_logits
 
         return ModernALBERTModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
             aux_loss=aux_loss,
-            router_logits=tuple(map(layout.unpack, all_router_logits))
-            if output_router_logits and all_router_logits
-            else None,
+            router_logits=tuple(map(layout.unpack, all_router_logits)) if returns_logits else None,
         )
+
+    def _check_call(self, input_ids, inputs_embeds, output_attentions: bool) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions=True is not allowed with attn_implementation={self.config._attn_implementation!r}: "
+                "only 'eager' returns attention weights."
+            )
 
     def is_hooked(self) -> bool:
         """
@@ -1043,6 +1025,24 @@ class ModernALBERTModel(ModernALBERTPreTrainedModel):
         inner = (module for child in self.children() for module in child.modules())
         hooks = (hook for module in inner for name in HOOKS for hook in getattr(module, name).values())
         return any(getattr(hook, "__name__", None) != "make_inputs_require_grads" for hook in hooks)
+
+    def _end_routing(
+        self,
+        router_logits: list[torch.Tensor],
+        routed_groups: list[int],
+        layout: TokenLayout,
+        update_statistics: bool,
+    ) -> torch.Tensor | None:
+        """Return the auxiliary loss of a training forward, if it has one, and let the routers' statistics follow it."""
+        if not (self.training and router_logits):
+            return None
+        config = self.config
+        summary = summarise_routing(router_logits, config.num_experts_per_tok, layout.routed_tokens)
+        if update_statistics:
+            self._update_usage(routed_groups, summary.usage, summary.num_tokens)
+        if self.expert_mixing != "token":
+            return None
+        return config.router_aux_loss_coef * summary.balance_loss + config.router_z_loss_coef * summary.z_loss
 
     @torch.no_grad()
     def _update_usage(self, routed_groups: list[int], usage: torch.Tensor, num_tokens: torch.Tensor) -> None:

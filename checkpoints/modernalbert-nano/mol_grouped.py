@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 The MoL backend `grouped`: slots sorted by expert, so that an expert's factors meet only the tokens that chose it.
 
@@ -104,7 +92,7 @@ class MixSlots(torch.autograd.Function):
                 _, _, h = expand_rows(x, base, rows, experts, masks)
                 u = activate_rows(h, rows, activate, masks).mul_(gates[rows.slots].unsqueeze(-1))
                 put_rows(mixture, rows, u)
-                c = pick(masks.lora_out, rows, u) @ experts.A_out[e].t()
+                c = apply_mask(masks.lora_out, rows, u) @ experts.A_out[e].t()
                 put_rows(low_rank, rows, (c @ experts.B_out[e].t()).mul_(scaling))
         return mixture, low_rank
 
@@ -127,7 +115,7 @@ class MixSlots(torch.autograd.Function):
                 with torch.enable_grad():
                     activated = activate_rows(h, rows, ctx.activate, masks)
                 u, gate = activated.detach(), gates[rows.slots].unsqueeze(-1)
-                u_dropped = pick(masks.lora_out, rows, u)
+                u_dropped = apply_mask(masks.lora_out, rows, u)
                 c = u_dropped @ experts.A_out[e].t()
 
                 d_out = d_low_rank.index_select(0, rows.tokens).to(u.dtype)
@@ -138,7 +126,7 @@ class MixSlots(torch.autograd.Function):
                 if masks.lora_out is None:
                     d_u.addmm_(d_c, experts.A_out[e], alpha=s)
                 else:
-                    d_u.add_(pick(masks.lora_out, rows, d_c @ experts.A_out[e]), alpha=s)
+                    d_u.add_(apply_mask(masks.lora_out, rows, d_c @ experts.A_out[e]), alpha=s)
                 d_gates[rows.slots] = torch.linalg.vecdot(d_u, u)
 
                 (d_h,) = torch.autograd.grad(activated, h, d_u.mul_(gate))
@@ -146,7 +134,7 @@ class MixSlots(torch.autograd.Function):
                 add_product(d_experts.B_in[e], d_h.t(), a, s)
                 d_a = d_h @ experts.B_in[e]
                 add_product(d_experts.A_in[e], d_a.t(), inputs, s)
-                put_rows(d_x, rows, pick(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
+                put_rows(d_x, rows, apply_mask(masks.lora_in, rows, d_a @ experts.A_in[e]).mul_(s))
         d_weights = d_gates.view_as(top_k_weights).to(top_k_weights.dtype)
         d_factors = (gradient.to(factor.dtype) for gradient, factor in zip(d_experts[:4], factors))
         return d_x, d_base, d_weights, None, *d_factors, None, None, None
@@ -173,7 +161,7 @@ def at_working_precision(experts: Experts) -> Experts:
     return Experts(A_in.to(dtype), rank_first(B_in), A_out.to(dtype), rank_first(B_out), scaling)
 
 
-def pick(mask: torch.Tensor | None, rows: Rows, values: torch.Tensor) -> torch.Tensor:
+def apply_mask(mask: torch.Tensor | None, rows: Rows, values: torch.Tensor) -> torch.Tensor:
     """Multiply values (R, n) by their rows of a mask (T, n)."""
     return values if mask is None else values * mask.index_select(0, rows.tokens).to(values.dtype)
 
@@ -183,7 +171,7 @@ def expand_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the rows' inputs of A_in (R, d), A_in x (R, r), and h_e = P_in x + s B_in A_in x (R, n_in)."""
     dtype = experts.A_in.dtype
-    inputs = pick(masks.lora_in, rows, x.index_select(0, rows.tokens).to(dtype))
+    inputs = apply_mask(masks.lora_in, rows, x.index_select(0, rows.tokens).to(dtype))
     a = inputs @ experts.A_in[rows.expert].t()
     h = base.index_select(0, rows.tokens).to(dtype)
     return inputs, a, h.addmm_(a, experts.B_in[rows.expert].t(), alpha=experts.scaling)
@@ -191,7 +179,7 @@ def expand_rows(
 
 def activate_rows(h: torch.Tensor, rows: Rows, activate: Callable, masks: DropoutMasks) -> torch.Tensor:
     """Activate h_e (R, n_in) -> u_e (R, f), with the FFN's dropout."""
-    return pick(masks.ffn, rows, activate(h))
+    return apply_mask(masks.ffn, rows, activate(h))
 
 
 def why_grouped_is_unavailable(x: torch.Tensor, ffn: FFN, masks: DropoutMasks) -> str | None:

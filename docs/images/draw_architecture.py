@@ -112,7 +112,7 @@ def draw_encoder(drawing: Drawing) -> None:
             drawing.labelled_box(left + 106, y + 22, 106, 26, "FFN + MoL", 13, fill="chosen_box", stroke="chosen")
         else:
             drawing.labelled_box(left + 106, y + 22, 106, 26, "FFN", 13)
-        drawing.text(left + 10, y + 15, f"group {group + 1}", 12, "muted", "start")
+        drawing.text(left + 10, y + 15, f"group {group}", 12, "muted", "start")
         right = left + 220
         drawing.path(f"M{right},{y + 12} h12 q6,0 6,6 v18 q0,6 -6,6 h-11")
         drawing.text(right - 8, y + 15, f"used {DEPTH} ×", 12, "muted", "end")

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Write docs/findings.md and its plots from the result files.
 
@@ -28,6 +16,7 @@ from matplotlib.figure import Figure
 
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.experiments.study.bootstrap import Interval, Resampler, interval, score
 from modernalbert.experiments.study.plan import Experiment, all_experiments
 from modernalbert.experiments.study.results import REPOSITORY, RESULTS, Results
@@ -152,12 +141,6 @@ def complete(experiment: Experiment, lines: list[dict], results_dir: Path) -> li
                     )
                 lines.append(line | {"variant": variant})
     return lines
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Numbers right, the first column left."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def signed(value: Interval, digits: int = 3, factor: float = 1.0) -> str:

@@ -1,16 +1,4 @@
-# Copyright 2026 The ModernALBERT authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
 Run the study, one experiment after another.
 
@@ -34,6 +22,7 @@ from pathlib import Path
 
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
+from modernalbert.cli.markdown import markdown_table
 from modernalbert.experiments.study.context import ENVIRONMENT, Context
 from modernalbert.experiments.study.plan import Experiment, Job, all_experiments
 from modernalbert.experiments.study.results import RESULTS, Results, code_version, exclusive, hardware
@@ -44,7 +33,7 @@ class StudyArguments:
     """What to run, on what."""
 
     list: bool = field(default=False, metadata={"help": "Say what is to be done, with hours, and stop."})
-    corpus_dir: str | None = field(default=None, metadata={"help": "Tokenised text to train on."})
+    corpus_dir: str | None = field(default=None, metadata={"help": "Tokenized text to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "Held-out text, json lines."})
     data_dir: str | None = field(
         default=os.environ.get("DATA_DIR"), metadata={"help": "Folder of the tasks, as TASK/train.jsonl."}
@@ -91,16 +80,17 @@ def jobs_to_do(experiment: Experiment, results: Results) -> list[Job]:
 
 def plan_table(experiments: list[Experiment], todo: dict[str, list[Job]], results_dir: Path) -> str:
     """What is to be done, as a markdown table with hours."""
-    lines = ["| experiment | jobs | done | hours to go |", "|---|---:|---:|---:|"]
+    rows = []
     total = 0.0
     for experiment in experiments:
         measured = Results(experiment.name, results_dir).lines()
         hours = sum(job.minutes(measured)[0] for job in todo[experiment.name]) / 60
         total += hours
         count = sum(1 for _ in experiment.jobs())
-        lines.append(f"| {experiment.name} | {count} | {count - len(todo[experiment.name])} | {hours:.1f} |")
+        rows.append([experiment.name, count, count - len(todo[experiment.name]), f"{hours:.1f}"])
     count = sum(map(len, todo.values()))
-    return "\n".join([*lines, "", f"{count} jobs to do, about {total:.1f} hours on one core."])
+    table = markdown_table(["experiment", "jobs", "done", "hours to go"], rows)
+    return "\n".join([table, "", f"{count} jobs to do, about {total:.1f} hours on one core."])
 
 
 def run_experiment(experiment: Experiment, context: Context, results: Results) -> None:

@@ -17,6 +17,7 @@ from small_models import REPOSITORY, run_command, tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification
 from modernalbert.benchmarks import __main__ as benchmarks
+from modernalbert.benchmarks import ffn_speed
 from modernalbert.benchmarks.timing import summarise, time_in_turn
 from modernalbert.cli.errors import UserError
 from modernalbert.data.glue_tasks import GLUE_TASKS
@@ -302,7 +303,7 @@ def test_the_summary_has_the_rows_that_were_measured(experiment):
 def test_the_sizes_are_those_of_the_configurations(experiment):
     lines = experiment("document_tables").sizes_table().splitlines()[2:]
     assert len(lines) == 5
-    assert lines[1] == "| `configs/tiny` | 14 = 7 × 2 | 768 | 1,152 / 2,624 | 6 to 7 | 50.9 M |"
+    assert lines[1] == "| `configs/tiny` | 14 = 7 × 2 | 768 | 1,152 / 2,624 | the last 2 | 50.9 M |"
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,12 @@ def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, m
     module, tables = experiment("onnx_accuracy"), experiment("document_tables")
     names = {0: "positive", 1: "negative"}  # not in the task's order
     model = tiny_model(
-        ModernALBERTForSequenceClassification, vocab_size=30522, id2label=names, num_hidden_layers=2, mol_groups="all"
+        ModernALBERTForSequenceClassification,
+        vocab_size=30522,
+        id2label=names,
+        num_hidden_layers=1,
+        group_depth=1,
+        mol_groups="all",
     )
     model.save_pretrained(tmp_path / "model")
     nano_tokenizer.save_pretrained(tmp_path / "model")
@@ -551,14 +557,21 @@ def test_all_benchmarks_in_one_command_know_their_options(tmp_path):
 
 
 def test_an_interrupted_run_of_all_benchmarks_goes_on(tmp_path, capfd):
-    results = tmp_path / "cpu.json"
-    good, bad = ["ffn_speed.py", "--help"], ["ffn_speed.py", "--tokens", "0"]
-    assert benchmarks.run_all([good, bad], results) == ["ffn_speed.py --tokens 0"]
+    results = tmp_path / "results/cpu.json"
+    for name, code in (("good", 0), ("bad", 2)):  # as quick as a benchmark is not
+        (tmp_path / f"{name}.py").write_text(f"import sys; print(sys.argv[1]); sys.exit({code})")
+    good, bad = [str(tmp_path / "good.py"), "measured"], [str(tmp_path / "bad.py"), "failed"]
+    assert benchmarks.run_all([good, bad], results) == [" ".join(bad)]
     capfd.readouterr()
-    assert benchmarks.run_all([good, bad], results) == ["ffn_speed.py --tokens 0"]
-    output, error = capfd.readouterr()
-    assert "1 of 2 are done" in output and "usage" not in output and "--tokens: 0 is not allowed" in error
-    assert benchmarks.run_all([good], results) == [] and not list(tmp_path.iterdir())
+    assert benchmarks.run_all([good, bad], results) == [" ".join(bad)]
+    output = capfd.readouterr().out.splitlines()
+    assert "1 of 2 are done" in output[0] and "measured" not in output and "failed" in output
+    assert benchmarks.run_all([good], results) == [] and not list(results.parent.iterdir())
+
+
+def test_a_benchmark_refuses_sizes_below_one(command):
+    code, _, error = command(ffn_speed.main, "--tokens", 0)
+    assert code == 2 and "--tokens: 0 is not allowed: it must be an integer of at least 1" in error
 
 
 def test_a_plot_of_what_was_measured(tmp_path):

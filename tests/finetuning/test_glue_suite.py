@@ -3,12 +3,10 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
+from launches import run_accelerate
 from safetensors.torch import load_file
 from small_models import REPOSITORY, tiny_model
 
@@ -299,12 +297,9 @@ def test_two_processes_predict_what_one_does(command, place):
     arguments = ["--seeds", 1, "--learning_rate", 0, "--per_device_eval_batch_size", 2, "--use_cpu", "true"]
     code, _, error = suite(command, place, *arguments, "--output_dir", place / "one")
     assert code == 0, error
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(REPOSITORY / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
-    words = [*launch, str(REPOSITORY / "run_glue.py"), *options(place, *arguments, "--output_dir", place / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    launch = ["--config_file", REPOSITORY / "configs/accelerate/cpu_2_processes.yaml", "--main_process_port", "0"]
+    words = options(place, *arguments, "--output_dir", place / "two")
+    run_accelerate(place / "logs", *launch, REPOSITORY / "run_glue.py", *words)
     for file in ("mnli/seed-1/predictions_validation_matched.jsonl", "rte/seed-1/predictions_test.jsonl"):
         one, two = (
             [json.loads(line) for line in (place / run / file).read_text().splitlines()] for run in ("one", "two")

@@ -3,9 +3,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +10,7 @@ import pytest
 import torch
 from data_parallel_worker import global_batch, make_model, train
 from datasets import Dataset
+from launches import run_torchrun
 from small_models import tiny_config, tiny_model
 from transformers import (
     AutoModelForMaskedLM,
@@ -115,12 +113,7 @@ def test_accumulated_micro_batches_share_one_auxiliary_loss(model_class):
 @pytest.mark.parametrize("kind", ["native", "adapter", "sharded"])
 def test_two_processes_with_unused_experts_agree_with_one(kind, tmp_path):
     """Top-1 of 8 experts on a few tokens: some experts and their router rows are used on no process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    worker = Path(__file__).parents[1] / "data_parallel_worker.py"
-    done = subprocess.run([*command, str(worker), str(tmp_path), kind], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_torchrun(tmp_path / "logs", Path(__file__).parents[1] / "data_parallel_worker.py", tmp_path, kind)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     model = make_model(kind)
     loss = train(model, [global_batch(step) for step in range(3)])

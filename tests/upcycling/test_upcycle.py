@@ -19,7 +19,7 @@ from modernalbert.data.packing import Masking, make_row
 from modernalbert.upcycle import command
 from modernalbert.upcycling.bert import upcycle_bert
 from modernalbert.upcycling.embedding import factorise_embedding
-from modernalbert.upcycling.initial_report import step_zero
+from modernalbert.upcycling.initial_report import measure_student
 from modernalbert.upcycling.modernbert import config_from_modernbert, load_teacher, teacher_layers_of_groups
 
 
@@ -205,8 +205,8 @@ def test_fitting_to_a_bert_brings_every_state_closer():
     torch.manual_seed(0)
     fitted = upcycle_bert(bert, config, rows)
     assert torch.equal(fresh.get_input_embeddings().weight, fitted.get_input_embeddings().weight)
-    before = step_zero(fresh, bert, held_out, "embedding", "zero")
-    after = step_zero(fitted, bert, held_out, "fitted", "zero")
+    before = measure_student(fresh, bert, held_out, "embedding", "zero")
+    after = measure_student(fitted, bert, held_out, "fitted", "zero")
     assert before.embedding_error == after.embedding_error and 0 < after.embedding_error < 0.9
     for (_, _, without), (_, _, with_fit) in list(zip(before.hidden_cosine, after.hidden_cosine))[1:]:
         assert with_fit > without + 0.05
@@ -246,7 +246,7 @@ def bert_and_rows():
 def test_the_report_of_a_perfect_copy(teacher):
     student = upcycle_modernbert(teacher, config_from_modernbert(teacher.config))
     _, _, rows = bert_and_rows()
-    result = step_zero(student, teacher, rows, "stepwise", "zero")
+    result = measure_student(student, teacher, rows, "stepwise", "zero")
     assert result.mlm_loss == pytest.approx(result.teacher_mlm_loss, abs=1e-4)
     assert result.embedding_error == 0
     assert [cosine for _, _, cosine in result.hidden_cosine] == pytest.approx([1.0] * 7, abs=1e-4)
