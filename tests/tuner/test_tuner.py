@@ -123,7 +123,7 @@ def test_generation_with_a_cache_is_generation_without(name):
         assert not torch.equal(model.generate(**inputs, **options), with_cache)
 
 
-def test_injection_looks_at_each_module_equally_often_in_a_deep_model(monkeypatch):
+def test_injection_does_not_scan_the_model_for_each_layer(monkeypatch):
     visits, visit = 0, torch.nn.Module.named_modules
 
     def counting(module, *args, **kwargs):
@@ -138,7 +138,7 @@ def test_injection_looks_at_each_module_equally_often_in_a_deep_model(monkeypatc
         number, visits = len(list(model.modules())), 0
         get_peft_model(model, MoLConfig())
         each.append(visits / number)
-    assert each[1] < 1.5 * each[0]  # a scan of the model for each module would make it four times as much
+    assert each[1] - each[0] < 6  # a scan of the model for each layer would be six more of them
 
 
 def test_an_ffn_nobody_knows_is_named_by_the_user():
