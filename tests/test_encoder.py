@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from small_models import tiny_config, tiny_model, tiny_modernbert
 
 from modernalbert import (
@@ -518,6 +518,17 @@ def test_inputs_embeds_have_the_width_of_the_factorised_embedding():
     torch.testing.assert_close(model(inputs_embeds=embeddings)[0], model(ids)[0])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(ids, inputs_embeds=embeddings)
+
+
+def test_prompt_tuning_takes_prompts_of_the_width_of_the_embedding():
+    model = tiny_model(ModernALBERTForSequenceClassification)
+    ids, mask = torch.randint(3, 120, (2, 9)), torch.ones(2, 13, dtype=torch.long)
+    embeddings = model.get_input_embeddings()(ids)
+    width = model.config.embedding_size
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, token_dim=width)).eval()
+    actual = tuned(ids, attention_mask=mask[:, 4:]).logits
+    inputs = torch.cat([tuned.get_prompt(2), embeddings], dim=1)
+    torch.testing.assert_close(actual, tuned.base_model(inputs_embeds=inputs, attention_mask=mask).logits)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
