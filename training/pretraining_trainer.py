@@ -26,8 +26,8 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
     """
     Trains a `DistilledStudent` on rows of `data/packing.py`, in the order in which they come.
 
-    Every log line of training has the mean of each term since the last one, real tokens per second, the routers'
-    entropy, the smallest and largest share of an expert, and, if the peak is known, the model FLOPs utilisation.
+    Every log line of training has the mean of each term since the last one, the routers' entropy among them, tokens per
+    second, and, if the peak is known, the model FLOPs utilisation.
 
     Args:
         teacher: Answers for the rows; None without distillation.
@@ -121,14 +121,10 @@ class PretrainingTrainer(RouterLearningRateMixin, Trainer):
         tokens, sequences, masked = (sums.pop(name) for name in ("tokens", "sequences", "masked"))
         measures = {name: total / batches for name, total in sums.items()}
         measures["tokens_per_second"] = tokens / seconds
-        student: ModernALBERTForMaskedLM = self.accelerator.unwrap_model(self.model).student
         if self.peak_tflops is not None:
+            student = self.accelerator.unwrap_model(self.model).student
             flops = training_flops(student, tokens, sequences, masked)
             measures["mfu"] = flops / seconds / (self.peak_tflops * 1e12 * self.args.world_size)
-        usage = [buffer for name, buffer in student.named_buffers() if name.endswith("mol_usage")]
-        if usage:
-            measures["expert_usage_min"] = min(float(u.min()) for u in usage)
-            measures["expert_usage_max"] = max(float(u.max()) for u in usage)
         self._term_sums, self._num_batches, self._clock = {}, 0, time.perf_counter()
         return measures
 
