@@ -40,7 +40,7 @@ from modernalbert.cli.arguments import option, run_script
 from modernalbert.cli.errors import UserError
 from modernalbert.data.glue_tasks import GLUE_TASKS, Task
 from modernalbert.data.hub_sets import load_hub_set
-from modernalbert.data.sentences import files_of_task, infer_task, load_task_file
+from modernalbert.data.sentences import files_of_task, infer_task, load_task_file, relabel
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
 from modernalbert.finetuning.arguments import ModelArguments, TaskDataArguments, TaskTrainingArguments
 from modernalbert.finetuning.checkpoint import load_task_model, match_labels, read_checkpoint
@@ -184,14 +184,6 @@ def start_from_mnli(model_arguments: ModelArguments, data_arguments: DataArgumen
     if not checkpoint:
         raise UserError(f"--init_from_mnli needs a checkpoint, unless --task_name is {ALL_TASKS}.")
     return replace(model_arguments, model_name_or_path=checkpoint)
-
-
-def relabel(data: Dataset, old: Task, new: Task) -> Dataset:
-    """Label ids of the old task's order into the new one's."""
-    if old.labels == new.labels or "label" not in data.column_names:
-        return data
-    ids = [new.labels.index(label) for label in old.labels]
-    return data.map(lambda row: {"label": ids[row["label"]]}, desc="Labels")
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from modernalbert.cli.errors import UserError, error_message, explain_loading
 from modernalbert.cli.output_folders import set_default_mode
 from modernalbert.configuration_modernalbert import ModernALBERTConfig, refuse_original_release
 from modernalbert.diagnostics import RouterCallback
-from modernalbert.finetuning.checkpoint import check_tokenizer, has_no_weights
+from modernalbert.finetuning.checkpoint import check_tokenizer, check_weights, has_no_weights
 from modernalbert.finetuning.run_folder import EARLIER_RUN, check_output_dir, checkpoint_to_resume, remove_earlier_run
 from modernalbert.modeling_modernalbert import ModernALBERTForMaskedLM
 from modernalbert.training.distillation import DistillationConfig, DistilledStudent, Teacher
@@ -95,16 +95,24 @@ def load_tokenizer(arguments: ModelArguments) -> tuple[PreTrainedTokenizerBase, 
 
 
 def load_student(arguments: ModelArguments, config: ModernALBERTConfig) -> ModernALBERTForMaskedLM:
-    """Load the student in float32; a folder with a configuration only gives random weights."""
+    """
+    Load the student in float32; a folder with a configuration only gives random weights.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks weights of its encoder.
+    """
     name = arguments.model_name_or_path
     with explain_loading(f"--model_name_or_path {name}"):
         if has_no_weights(Path(name)):
             logger.warning(f"{name} holds a configuration without weights: starting from random weights.")
             config._attn_implementation = arguments.attn_implementation
             return ModernALBERTForMaskedLM(config)
-        return ModernALBERTForMaskedLM.from_pretrained(
-            name, config=config, attn_implementation=arguments.attn_implementation, dtype=torch.float32
+        loading = {"attn_implementation": arguments.attn_implementation, "dtype": torch.float32}
+        student, report = ModernALBERTForMaskedLM.from_pretrained(
+            name, config=config, output_loading_info=True, **loading
         )
+        check_weights(student, set(report["missing_keys"]), name, keeps_head=False)
+        return student
 
 
 def load_teacher(

@@ -66,7 +66,7 @@ from modernalbert.evaluation.retrieval import (
 )
 from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.finetuning.arguments import BaseDataArguments, ModelArguments, TaskTrainingArguments
-from modernalbert.finetuning.checkpoint import check_tokenizer, load_task_model, read_checkpoint
+from modernalbert.finetuning.checkpoint import check_tokenizer, check_weights, load_task_model, read_checkpoint
 from modernalbert.finetuning.merge_after import FITTED_ROWS, MEASURED_ROWS, check_merge, merge_and_report
 from modernalbert.finetuning.task_run import RunResults, begin_run, check_run, choose_best_by
 from modernalbert.training.contrastive import DISTILLATIONS, RetrievalTrainer, make_loss
@@ -225,13 +225,25 @@ def transformer_around(encoder: PreTrainedModel, name: str, trust_remote_code: b
 
 
 def load_sentence_transformer(name: str, flag: str, arguments: ModelArguments) -> SentenceTransformer:
-    """Load a sentence-transformers model by folder or Hub name, in float32."""
+    """
+    Load a sentence-transformers model by folder or Hub name, in float32.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks weights of its encoder.
+    """
     with explain_loading(f"{flag} {name}"):
-        return SentenceTransformer(
+        model = SentenceTransformer(
             name,
             trust_remote_code=arguments.trust_remote_code,
             model_kwargs={"dtype": torch.float32, "attn_implementation": arguments.attn_implementation},
         )
+    encoder = model.transformers_model
+    # transformers marks what it has loaded, but not the weights of an adapter.
+    if encoder is not None and not getattr(encoder, "_hf_peft_config_loaded", False):
+        parameters = encoder.named_parameters()
+        absent = {key for key, value in parameters if not getattr(value, "_is_hf_initialized", False)}
+        check_weights(encoder, absent, name, keeps_head=True)
+    return model
 
 
 # --- training rows ---------------------------------------------------------------------------------------------------

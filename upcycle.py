@@ -45,6 +45,7 @@ from modernalbert.upcycling.modernbert import (
     EXPERT_STARTS,
     LAYER_MAPS,
     config_from_modernbert,  # noqa: F401  a documented import path
+    load_teacher,
     upcycle_modernbert,
 )
 
@@ -146,7 +147,7 @@ def main(arguments: UpcycleArguments) -> None:
     try:
         config = ModernALBERTConfig.from_pretrained(arguments.config)
         is_bert = AutoConfig.from_pretrained(name).model_type == "bert"
-        teacher = (AutoModel if is_bert else AutoModelForMaskedLM).from_pretrained(name, dtype=torch.float32).eval()
+        teacher = load_teacher(name, AutoModel if is_bert else AutoModelForMaskedLM, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(error_message(error)) from None

@@ -71,6 +71,9 @@ class BaseTrainingArguments(RouterTrainingArguments, TrainingArguments):
     save_steps: float | None = option(
         None, help="Steps between checkpoints, or a share of all steps below 1. Implies --save_strategy steps."
     )
+    logging_nan_inf_filter: bool = option(
+        False, help="Leave losses of NaN and infinity out of the log, instead of showing them."
+    )
     load_best_model_at_end: bool | None = option(
         None,
         help="End with the best checkpoint instead of the last. Default: wherever each checkpoint is evaluated.",

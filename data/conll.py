@@ -38,6 +38,11 @@ def read_sentences(file: str, text_column: str | None, label_column: str | None,
     Raises:
         UserError: naming file and line.
     """
+    if kind_of(file) == ".csv":
+        raise UserError(
+            f"{file}: the file type '.csv' is not allowed: write words and tags in lines, parted by tabs or spaces, or "
+            f"as lists in {', '.join(TABLES)}."
+        )
     if kind_of(file) in TABLES:
         rows = _read_table(file, text_column or "tokens", label_column or "ner_tags", with_tags)
     else:

@@ -17,6 +17,7 @@ class Task:
         validation_splits: Split names of the Hub data set `nyu-mll/glue`.
         test_splits: Likewise; "test_ax" is its diagnostic set `ax`.
         label_column: Column of the label id, label name, or number.
+        positive_label: The label whose F1 is the metric "f1".
     """
 
     name: str
@@ -26,6 +27,7 @@ class Task:
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
     label_column: str = "label"
+    positive_label: str | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -38,9 +40,21 @@ GLUE_TASKS = {
     for task in (
         Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
         Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
-        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("f1", "accuracy")),
+        Task(
+            "mrpc",
+            ("sentence1", "sentence2"),
+            ("not_equivalent", "equivalent"),
+            ("f1", "accuracy"),
+            positive_label="equivalent",
+        ),
         Task("stsb", ("sentence1", "sentence2"), (), ("spearmanr", "pearson")),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy")),
+        Task(
+            "qqp",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            ("f1", "accuracy"),
+            positive_label="duplicate",
+        ),
         Task(
             "mnli",
             ("premise", "hypothesis"),

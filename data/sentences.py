@@ -2,6 +2,7 @@
 """Files of rows as the data of a task: its columns and labels, checked row by row."""
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from modernalbert.data.tables import read_rows
 
 
 logger = logging.getLogger(__name__)
+
+# Text that is a number. "007" and "1_2", which Python takes for numbers too, are names.
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def infer_task(file: str, label_column: str = "label", text_columns: str | None = None) -> Task:
@@ -57,8 +61,9 @@ def infer_task(file: str, label_column: str = "label", text_columns: str | None 
         raise UserError(
             f"{file}: column {label_column!r} holds one label only, {labels[0]!r}; there must be two or more."
         )
-    metrics = ("accuracy", "f1") if labels == ("0", "1") else ("accuracy", "macro_f1")
-    return Task("custom", columns, labels, metrics, label_column=label_column)
+    positive = "1" if labels == ("0", "1") else None
+    metrics = ("accuracy", "macro_f1" if positive is None else "f1")
+    return Task("custom", columns, labels, metrics, label_column=label_column, positive_label=positive)
 
 
 def _infer_text_columns(place: str, row: dict, label_column: str, text_columns: str | None) -> tuple[str, ...]:
@@ -140,6 +145,14 @@ def load_task_file(file: str, task: Task, with_labels: bool = True) -> Dataset:
     return Dataset.from_dict(columns)
 
 
+def relabel(data: Dataset, old: Task, new: Task) -> Dataset:
+    """Map the label ids of `load_task_file` from the old task's order to the new one's."""
+    if old.labels == new.labels or "label" not in data.column_names:
+        return data
+    ids = [new.labels.index(label) for label in old.labels]
+    return data.map(lambda row: {"label": ids[row["label"]]}, desc="Labels")
+
+
 def _check_label(label, column: str, place: str) -> None:
     """Refuse what cannot be a label."""
     if isinstance(label, (list, tuple, dict)):
@@ -178,6 +191,8 @@ def _label_value(task: Task, label, place: str) -> int | float:
 def _as_number(value) -> float | None:
     if isinstance(value, bool):
         return float(value)
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()) is None:
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -46,4 +46,11 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
         predictions: (rows,) label ids or numbers.
         labels: (rows,) likewise.
     """
-    return {name: METRICS[name](predictions, labels) for name in task.metrics}
+    values = {}
+    for name in task.metrics:
+        ids = predictions, labels
+        if name == "f1":  # a head may have its labels in any order, and more of them
+            positive = task.labels.index(task.positive_label)
+            ids = np.asarray(predictions) == positive, np.asarray(labels) == positive
+        values[name] = METRICS[name](*ids)
+    return values

@@ -23,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.data.glue_tasks import GLUE_TASKS
-from modernalbert.data.sentences import load_task_file
+from modernalbert.data.sentences import load_task_file, relabel
+from modernalbert.finetuning.checkpoint import task_in_head_order
 from modernalbert.merge_experts import merge_experts
 
 
@@ -79,7 +80,9 @@ def main() -> None:
         raise UserError(f"--task_name {arguments.task_name} is not allowed: it must be a classification of GLUE.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(arguments.model_name_or_path).eval()
-    train, validation = (load_task_file(file, task) for file in (arguments.train_file, arguments.validation_file))
+    head = task_in_head_order(arguments.model_name_or_path, task)
+    files = arguments.train_file, arguments.validation_file
+    train, validation = (relabel(load_task_file(file, task), task, head) for file in files)
     text = batches(train.select(range(min(len(train), arguments.num_calibration_rows))), tokenizer)
     judged = batches(validation, tokenizer)
     labels = torch.cat([batch["labels"] for batch in judged])

@@ -23,10 +23,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.data.glue_tasks import GLUE_TASKS
-from modernalbert.data.sentences import load_task_file
+from modernalbert.data.sentences import load_task_file, relabel
 from modernalbert.evaluation.glue import compute_metrics, predictions_from_logits
 from modernalbert.export.hub_folder import load_model
 from modernalbert.export.onnx import MODEL_FILE, QUANTIZED_FILE, export_onnx, run_onnx
+from modernalbert.finetuning.checkpoint import task_in_head_order
 from modernalbert.merge_experts import merge_experts
 
 
@@ -53,9 +54,9 @@ def measure(arguments: OnnxAccuracyArguments) -> list[dict]:
     task = GLUE_TASKS[arguments.task_name]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
     model = load_model(arguments.model_name_or_path).eval()
-    if getattr(getattr(model, "classifier", None), "out_features", None) != len(task.labels):
-        raise UserError(f"{arguments.model_name_or_path}: it has no classifier for {task.name}.")
-    rows = load_task_file(arguments.validation_file, task)
+    task_of_model = task_in_head_order(arguments.model_name_or_path, task)
+    rows = relabel(load_task_file(arguments.validation_file, task), task, task_of_model)
+    task = task_of_model
     inputs, labels = make_batches(rows, tokenizer), np.array(rows["label"])
     results = []
     for experts, form in (("routed", model), ("merged", merge_experts(model, weights="ema").model.eval())):

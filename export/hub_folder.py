@@ -169,13 +169,14 @@ def load_model(
         UserError: there is no ModernALBERT of that name.
     """
     try:
+        model_class = None
         if modernbert:
             given, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
-            class_name = (given.get("architectures") or [""])[0]
-            if given.get("model_type") == "modernbert" and hasattr(transformers, class_name):
-                return getattr(transformers, class_name).from_pretrained(name_or_path, revision=revision, dtype=dtype)
-        config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
-        model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
+            if given.get("model_type") == "modernbert":
+                model_class = getattr(transformers, (given.get("architectures") or [""])[0], None)
+        if model_class is None:
+            config = ModernALBERTConfig.from_pretrained(name_or_path, revision=revision)
+            model_class = getattr(modeling_modernalbert, (config.architectures or ["ModernALBERTModel"])[0], None)
         if model_class is not None:
             # What does not fit is refused here, by name: the library's message names no tensor.
             model, found = model_class.from_pretrained(

@@ -4,7 +4,7 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from modernalbert.cli.errors import UserError, explain_loading
 from modernalbert.configuration_modernalbert import EXPERT_MIXINGS, refuse_original_release
+from modernalbert.data.glue_tasks import Task
 from modernalbert.finetuning.arguments import ModelArguments
 
 
@@ -120,6 +121,21 @@ def match_labels(
             f"{checkpoint.name} predicts {checkpoint.describe_labels()}, and {task}: training starts with a new head."
         )
     return tuple(labels), False
+
+
+def task_in_head_order(name: str, task: Task) -> Task:
+    """
+    Return a task with its labels in the order of a classifier's head.
+
+    Args:
+        name: Folder or Hub name of the classifier.
+
+    Raises:
+        UserError: it is no classifier, or its labels are not the task's.
+    """
+    checkpoint = read_checkpoint(ModelArguments(model_name_or_path=name))
+    labels, _ = match_labels(checkpoint, task.labels, "SequenceClassification", training=False)
+    return replace(task, labels=labels)
 
 
 def label_key(label: str) -> str:

@@ -14,9 +14,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modernalbert.cli.errors import UserError
-from modernalbert.data.sentences import infer_task, load_task_file
+from modernalbert.data.sentences import infer_task, load_task_file, relabel
 from modernalbert.export.hub_folder import load_model, load_tokenizer
-from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.finetuning.checkpoint import has_no_weights, task_in_head_order
 
 
 PACKAGE = Path(__file__).parents[1]
@@ -82,8 +82,9 @@ def run_demo(
 
     merged = output_dir / "merged"
     report = json.loads((merged / "merge_report.json").read_text())
-    task = infer_task(str(train_file))
-    validation = load_task_file(str(validation_file), task)
+    task_of_rows = infer_task(str(train_file))
+    task = task_in_head_order(str(output_dir), task_of_rows)
+    validation = relabel(load_task_file(str(validation_file), task_of_rows), task_of_rows, task)
     if data_arguments.max_eval_samples is not None:
         validation = validation.select(range(data_arguments.max_eval_samples))
     validation = tokenize(validation, load_tokenizer(str(output_dir)), 512)

@@ -14,7 +14,7 @@ from modernalbert.cli.output_folders import check_writable
 logger = logging.getLogger(__name__)
 
 # Files of a run beside the model's, which a later run may delete.
-EARLIER_RUN = ("checkpoint-*", "*_results.json", "trainer_state.json")
+EARLIER_RUN = ("checkpoint-[0-9]*", "*_results.json", "trainer_state.json")
 
 
 def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
@@ -55,8 +55,9 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
         return resume
     if (resume or "true").lower() == "false":
         return None
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for checkpoint in checkpoints:
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    steps = {path: int(step) for path, step in steps.items() if step.isdecimal()}  # "checkpoint-best" is the user's
+    for checkpoint in sorted(steps, key=steps.get, reverse=True):
         # Trainer writes its state last.
         if (checkpoint / "trainer_state.json").is_file():
             logger.warning(f"Continuing from {checkpoint}.")

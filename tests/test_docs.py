@@ -80,8 +80,17 @@ def prepare_data(folder: Path, command) -> None:
         configs.append(f"- config_name: {name}\n  data_files:{files}")
     (glue / "README.md").write_text("---\nconfigs:\n" + "\n".join(configs) + "\n---\n")
 
-    for name in ("sick_nli", "squad_v2"):
+    for name in ("sick_nli", "squad_v2", "conll2003", "wnut17", "mnli_9k", "qnli_9k", "qqp_9k"):
         (folder / name).mkdir()
+    for name in ("eng.train", "eng.testa", "eng.testb"):
+        lines = "-DOCSTART- -X- -X- O\n\nEU NNP I-NP I-ORG\nrejects VBZ I-VP O\n\nPeter NNP I-NP I-PER\n"
+        (folder / "conll2003" / name).write_text(lines)
+    for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"):
+        (folder / "wnut17" / name).write_text("Hotel\tB-location\né\tI-location\n\t\n.\tO\n\n")
+    for name, label in (("mnli", "contradiction"), ("qnli", "not_entailment"), ("qqp", "1")):
+        for file in ("train", "dev"):
+            pair = {"text_a": "é", "text_b": "b", "label": label}
+            (folder / f"{name}_9k" / f"{file}.json").write_text(json.dumps({"0": pair}))
     columns = ["pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"]
     for file in ("train", "trial", "test_annotated"):
         pairs = [columns, ["1", 'A "big dog', "A dog", "4.5", "ENTAILMENT"], ["2", "A", "B", "3.1", "CONTRADICTION"]]
@@ -107,7 +116,21 @@ PREPARE = {"data.md": prepare_data, "deployment.md": prepare_deployment, "tasks.
 
 def check_data(names: dict, printed: list[str], folder: Path) -> None:
     written = {str(path.relative_to(folder)) for path in folder.glob("*/*.jsonl") if path.parent.name != "sick_nli"}
-    assert len(written) == 13 and {"sst2/train.jsonl", "wnli/validation.jsonl", "mrpc/test.jsonl"} <= written
+    assert len(written) == 25 and {"sst2/train.jsonl", "wnli/validation.jsonl", "mrpc/test.jsonl"} <= written
+    for set_name, words, tags in (
+        ("conll2003", ["EU", "rejects"], ["B-ORG", "O"]),
+        ("wnut17", ["Hotel", "é"], ["B-location", "I-location"]),
+    ):
+        for split in ("train", "validation", "test"):
+            first = json.loads((folder / set_name / f"{split}.jsonl").read_text().splitlines()[0])
+            assert first == {"tokens": words, "ner_tags": tags}
+    for set_name, columns, label in (
+        ("mnli", ("premise", "hypothesis"), 2),
+        ("qnli", ("question", "sentence"), 1),
+        ("qqp", ("question1", "question2"), 1),
+    ):
+        row = json.loads((folder / f"{set_name}_9k/validation.jsonl").read_text())
+        assert row == dict(zip(columns, ("é", "b"))) | {"label": label}
     line = (folder / "cola" / "validation.jsonl").read_text()
     assert json.loads(line) == {"sentence": "cola é validation", "label": 1} and "é" in line
     rows = [json.loads(line) for line in (folder / "sick_nli/validation.jsonl").read_text().splitlines()]

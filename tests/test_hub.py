@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from accelerate import disk_offload
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small_models import randomise, run_command, tiny_config, tiny_model
 from tokenizers import Tokenizer
@@ -114,6 +115,19 @@ def test_casting_keeps_the_statistics():
         cast()
         assert model.groups[2].mlp.mol_usage.dtype == torch.float32
         assert torch.equal(model.groups[2].mlp.mol_usage, usage)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_an_exported_folder_loads_to_be_trained_whatever_is_stored(tmp_path, stored):
+    model = tiny_model(ModernALBERTForMaskedLM, stored)
+    export_to_hub_folder(model, None, tmp_path / "out")
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
+        assert file.get_tensor("model.groups.0.attn.Wqkv.weight").dtype == stored
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == (torch.float64 if stored == torch.float64 else torch.float32)
+    assert torch.equal(loaded.model.groups[0].attn.Wqkv.weight, model.model.groups[0].attn.Wqkv.weight.to(loaded.dtype))
+    half = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
 
 
 def test_state_dict_names_are_the_format():

@@ -2,6 +2,7 @@
 """The GLUE script: metrics are right, files are read or refused with their line, and a run leaves what it says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,19 @@ def test_metrics_on_one_class_and_constant_predictions():
     assert METRICS["matthews_correlation"](ones, ones) == 0.0
     assert METRICS["pearson"](np.ones(5), np.arange(5.0)) == 0.0
     assert compute_metrics(GLUE_TASKS["mrpc"], ones, ones) == {"f1": 1.0, "accuracy": 1.0}
+
+
+@pytest.mark.parametrize("name", ["mrpc", "qqp", "custom"])
+def test_f1_is_that_of_one_label_wherever_a_head_has_it(name, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+    task = GLUE_TASKS[name] if name in GLUE_TASKS else infer_task(str(tmp_path / "a.jsonl"))
+    labels, predictions = np.array([1, 1, 1, 0, 0]), np.array([1, 0, 1, 1, 0])
+    expected = compute_metrics(task, predictions, labels)
+    assert expected["f1"] == pytest.approx(2 / 3) and expected["accuracy"] == pytest.approx(3 / 5)
+    turned = replace(task, labels=task.labels[::-1])
+    assert compute_metrics(turned, 1 - predictions, 1 - labels) == expected
+    wider = replace(task, labels=("none of them", *task.labels))
+    assert compute_metrics(wider, predictions + 1, labels + 1) == expected
 
 
 @pytest.mark.slow

@@ -160,6 +160,7 @@ def test_a_test_file_may_lack_tags(tmp_path):
     "name, content, said",
     [
         ("none.conll", None, "none.conll: no such file"),
+        ("a.csv", "Ann,B-PER\n", "a.csv: the file type '.csv' is not allowed: write words and tags in lines"),
         ("a.conll", "\n\n-DOCSTART- O\n", "a.conll: holds no sentences"),
         ("a.conll", "Ann NN O\nleft O\n", "a.conll, line 2: 2 columns instead of the 3 of line 1"),
         ("a.conll", "\nAnn O\n\nleft VB O\n", "a.conll, line 4: 3 columns instead of the 2 of line 2"),

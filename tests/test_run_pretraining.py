@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from small_models import REPOSITORY, tiny_config, tiny_modernbert
 from transformers import BertConfig, BertModel
 
-from modernalbert import ModernALBERTForMaskedLM
+from modernalbert import ModernALBERTForMaskedLM, ModernALBERTModel
+from modernalbert.cli.errors import UserError
+from modernalbert.run_pretraining import ModelArguments, load_student
 from modernalbert.run_pretraining import command as pretraining_command
 from modernalbert.training.distillation import Teacher
 
@@ -371,6 +373,18 @@ def test_bad_input(changes, message, models, text, tmp_path, monkeypatch, comman
     code, _, error = command(pretraining_command, *options)
     assert code == 2 and message in error and "Traceback" not in error, error
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_student_that_lacks_weights_is_refused(tmp_path):
+    """An encoder alone starts with a new head; what else is missing would be random."""
+    encoder = ModernALBERTModel(tiny_config())
+    encoder.save_pretrained(tmp_path)
+    student = ModelArguments(model_name_or_path=str(tmp_path))
+    state = load_student(student, encoder.config).model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    encoder.save_pretrained(tmp_path, state_dict={k: v for k, v in state.items() if "groups.0.mlp.Wi" not in k})
+    with pytest.raises(UserError, match="lacks weights .*groups.0.mlp.Wi.weight"):
+        load_student(student, encoder.config)
 
 
 def test_a_checkpoint_of_another_size_is_refused(pretrain, models, text, tmp_path, command):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from launches import run_accelerate
+from safetensors.torch import load_file, save_file
 from small_models import REPOSITORY, randomise, tiny_config, tiny_model
 from transformers import BertConfig, BertModel
 
@@ -21,8 +22,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from modernalbert import ModernALBERTForMaskedLM, run_retrieval
+from modernalbert.cli.errors import UserError
 from modernalbert.data.beir import load_retrieval_set
-from modernalbert.run_retrieval import RetrievalModelArguments, load_encoder, rank
+from modernalbert.run_retrieval import RetrievalModelArguments, load_encoder, load_sentence_transformer, rank
 from modernalbert.run_retrieval import command as retrieval_command
 from modernalbert.training.contrastive import DistilledRankingLoss, RetrievalTrainer, make_loss
 
@@ -284,6 +286,23 @@ def test_other_encoders_and_folders_with_pooling_of_their_own(retrieval, workpla
     flags += ["--overwrite_output_dir"]
     anew = retrieval(tmp_path / "alone", flags, model_name_or_path=workplace / "bert", pooling="cls")
     assert anew["set_ndcg_at_10"] == alone["set_ndcg_at_10"] != 0.125
+
+
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--teacher"])
+def test_a_folder_that_lacks_weights_is_refused(workplace, tmp_path, flag):
+    """sentence-transformers would fill them with random numbers."""
+    arguments = RetrievalModelArguments(str(tmp_path / "st"))
+    load = {
+        "--model_name_or_path": lambda: load_encoder(arguments, 64),
+        "--teacher": lambda: load_sentence_transformer(str(tmp_path / "st"), flag, arguments),
+    }[flag]
+    modules = [Transformer(str(workplace / "model")), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "st"))
+    assert load()[1].pooling_mode == "mean"
+    file = tmp_path / "st/model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "groups.1.attn.Wqkv" not in k}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="st lacks weights .*groups.1.attn.Wqkv.weight"):
+        load()
 
 
 def test_a_configuration_alone_starts_from_random_weights(retrieval, workplace, tmp_path, nano_tokenizer, caplog):

@@ -14,6 +14,7 @@ from small_squad import write_squad
 from transformers import BertConfig, BertModel
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.finetuning.run_folder import checkpoint_to_resume, remove_earlier_run
 
 
 TEXTS = ["A delight from start to end .", "Dull and far too long .", "Funny , warm and wise .", "A mess ."]
@@ -217,6 +218,23 @@ def test_weights_that_are_missing_in_a_checkpoint_are_named(command, script, pla
         options = script.options(place, tmp_path / "out", "--model_name_or_path", folder)
         code, _, error = command(script.entry_point, *options)
         assert code == 2 and "lacks weights" in error and "groups.1.attn.Wqkv.weight" in error, error
+
+
+def test_outputs_of_nan_are_not_evaluated(command, script, place, tmp_path):
+    """They would count as predictions: of the first label, of no entity, of no answer."""
+    diverge = ["--learning_rate", "1e30", "--max_grad_norm", "0", "--max_steps", 4, "--save_strategy", "no"]
+    code, _, error = command(script.entry_point, *script.options(place, tmp_path / "out", *diverge))
+    assert code == 2 and "hold NaN" in error, error
+    assert not (tmp_path / "out/all_results.json").exists()
+
+
+def test_a_checkpoint_that_the_user_renamed_is_left_alone(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(tmp_path, None) == str(tmp_path / "checkpoint-10")
+    remove_earlier_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-best"]
 
 
 def test_a_folder_without_a_tokenizer_is_named(command, script, place, tmp_path):

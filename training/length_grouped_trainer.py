@@ -8,6 +8,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
 
+from modernalbert.cli.errors import UserError
 from modernalbert.training.model_card import ModelCardMixin
 from modernalbert.training.router_learning_rate import RouterLearningRateMixin
 
@@ -58,6 +59,20 @@ class LengthGroupedTrainer(ModelCardMixin, RouterLearningRateMixin, Trainer):
             return values if values is None else values[place]
 
         return PredictionOutput(restore(output.predictions), restore(output.label_ids), output.metrics)
+
+    def prediction_step(self, *args, **kwargs):
+        """
+        Raises:
+            UserError: the outputs hold NaN; their metrics would be those of arbitrary predictions.
+        """
+        step = super().prediction_step(*args, **kwargs)
+        logits = step[1] if isinstance(step[1], tuple) else (step[1],)
+        if any(isinstance(values, torch.Tensor) and bool(values.isnan().any()) for values in logits):
+            raise UserError(
+                "the model's outputs hold NaN: its training has diverged; lower --learning_rate, or replace --fp16 by "
+                "--bf16."
+            )
+        return step
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":

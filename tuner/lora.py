@@ -7,7 +7,7 @@ All functions take a `MoLModel`; its methods of the same names are how they are 
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +79,14 @@ def projection_factors(layers: dict[str, nn.Module], experts: dict[str, Experts]
 
 
 # What makes a LoRA more than a sum of low-rank deltas on the base it names.
-PLAIN_LORA = {"use_dora": False, "bias": "none", "lora_bias": False, "layer_replication": None}
+# Options that leave a LoRA a sum of low-rank deltas. Any other must have its default, those of later versions too.
+PLAIN_OPTIONS = frozenset(
+    "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save "
+    "init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core "
+    "loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying".split()
+)
+# Initialisations that leave the base's weights as they are.
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class StockLoRA(NamedTuple):
@@ -94,14 +101,22 @@ def read_lora(folder: str | Path) -> StockLoRA:
     Read a `LoraConfig` checkpoint, from a folder or the Hub.
 
     Raises:
-        ValueError: it is none, or is of a kind that is no sum of low-rank deltas (DoRA, biases).
+        ValueError: it is none, or is of a kind that is no sum of low-rank deltas on the base's own weights (DoRA,
+            biases, PiSSA).
     """
     config = PeftConfig.from_pretrained(str(folder))
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"{folder} is a {config.peft_type.value} adapter: an expert is made from a LoRA.")
-    for option, plain in PLAIN_LORA.items():
-        if getattr(config, option, plain) not in (plain, None):
-            raise ValueError(f"{folder} has {option}={getattr(config, option)!r}: an expert is a plain LoRA.")
+    of_every_adapter = {option.name for option in fields(PeftConfig)}
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.name not in PLAIN_OPTIONS | of_every_adapter and value not in (option.default, None):
+            raise ValueError(f"{folder} has {option.name}={value!r}: an expert is a plain LoRA.")
+    if config.init_lora_weights not in PLAIN_STARTS:
+        raise ValueError(
+            f"{folder} has init_lora_weights={config.init_lora_weights!r}, which changes the base's weights: an expert "
+            "is a plain LoRA, so save it with path_initial_model_for_weight_conversion first."
+        )
     if config.modules_to_save:
         warnings.warn(
             f"{folder} also has {', '.join(config.modules_to_save)}: modules to save are left out.", stacklevel=4

@@ -91,6 +91,26 @@ def span_of_group(group: int, num_groups: int, num_teacher_layers: int) -> list[
     return list(range(*bounds)) or [min(bounds[0], num_teacher_layers - 1)]
 
 
+def load_teacher(name: str, auto_class: type = AutoModelForMaskedLM, **loading) -> PreTrainedModel:
+    """
+    Load a teacher, by folder or Hub name, in evaluation mode. A head that it lacks is random.
+
+    Args:
+        auto_class: AutoModelForMaskedLM, or AutoModel for a teacher without a head.
+        loading: Further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: its encoder lacks weights.
+    """
+    teacher, report = auto_class.from_pretrained(name, output_loading_info=True, **loading)
+    prefix = "" if teacher.base_model is teacher else f"{teacher.base_model_prefix}."
+    absent = {key for key, _ in teacher.named_parameters()} & set(report["missing_keys"])
+    absent = sorted(key for key in absent if key.startswith(prefix) and "pooler" not in key)
+    if absent:
+        raise ValueError(f"The teacher {name} has no {', '.join(absent[:3])}, which would be random.")
+    return teacher.eval()
+
+
 @torch.no_grad()
 def upcycle_modernbert(
     teacher: PreTrainedModel | str,
@@ -120,12 +140,12 @@ def upcycle_modernbert(
 
     Raises:
         ValueError: a width, a vocabulary or a bias of the two cannot be mapped, `layer_map` or `experts` is not
-            allowed, or the teacher wears an adapter.
+            allowed, or the teacher wears an adapter or lacks weights.
     """
     if experts not in EXPERT_STARTS:
         raise ValueError(f"experts={experts!r} is not allowed: it must be {' or '.join(map(repr, EXPERT_STARTS))}.")
     if isinstance(teacher, str):
-        teacher = AutoModelForMaskedLM.from_pretrained(teacher)
+        teacher = load_teacher(teacher)
     teacher_config = teacher.config
     if teacher_config.model_type != "modernbert":
         raise ValueError(

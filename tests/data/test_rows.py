@@ -35,6 +35,9 @@ def write(file, labels):
         (["yes", "no", "Yes", " yes "], ("no", "yes"), [1, 0, 1, 1]),
         ([10, 9, 100], ("9", "10", "100"), [1, 0, 2]),
         ([1, "one", 1], ("1", "one"), [0, 1, 0]),
+        (["007", "7", 7], ("007", "7"), [0, 1, 1]),
+        (["1_2", "12", "1_2"], ("12", "1_2"), [1, 0, 1]),
+        (["1e1", "10", "+10", ".0", "0"], ("0", "10"), [1, 1, 1, 0, 0]),
     ],
 )
 def test_forms_of_labels(tmp_path, labels, names, ids):
@@ -43,7 +46,11 @@ def test_forms_of_labels(tmp_path, labels, names, ids):
     assert task.labels == names
     for with_labels in (True, False):
         assert load_task_file(file, task, with_labels)["label"] == ids
-    pd.DataFrame({"text": ["t"] * len(ids), "label": [str(label) for label in labels]}).to_csv(tmp_path / "a.csv")
+    if bool not in map(type, labels):  # as text a boolean is a name
+        rows = pd.DataFrame({"text": ["t"] * len(ids), "label": [str(label) for label in labels]})
+        rows.to_csv(tmp_path / "a.csv", index=False)
+        for known in (task, infer_task(str(tmp_path / "a.csv"))):
+            assert known.labels == names and load_task_file(str(tmp_path / "a.csv"), known)["label"] == ids
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,8 @@ def test_the_documentation_equals_the_measured_files(experiment, monkeypatch, ca
 
 def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_tokenizer, monkeypatch, capsys):
     module, tables = experiment("merging"), experiment("document_tables")
-    model = tiny_model(ModernALBERTForSequenceClassification, vocab_size=30522, pad_token_id=0, num_labels=2)
+    names = {0: "positive", 1: "negative"}  # not in the task's order
+    model = tiny_model(ModernALBERTForSequenceClassification, vocab_size=30522, pad_token_id=0, id2label=names)
     model.save_pretrained(tmp_path / "model")
     nano_tokenizer.save_pretrained(tmp_path / "model")
     texts = ("a dull film", "a great film with a great cast", "nothing here is good", "watch it twice")
@@ -369,7 +370,7 @@ def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_toke
     judged = module.batches(module.load_task_file(str(tmp_path / "validation.jsonl"), task), nano_tokenizer)
     report = module.merge_experts(model, "uniform", measure_on=judged)
     assert by_way["uniform, linear"]["output_error"] == pytest.approx(report.relative_error_of_output, abs=1e-5)
-    correct = (module.predict(report.model, judged) == torch.tensor([i % 2 for i in range(3) for _ in texts])).sum()
+    correct = (module.predict(report.model, judged) != torch.tensor([i % 2 for i in range(3) for _ in texts])).sum()
     assert by_way["uniform, linear"]["accuracy"] == pytest.approx(correct.item() / 12)
     lines = tables.merging_table(tmp_path / "merging.json").splitlines()
     assert lines[2].startswith("| routed |  |  |  |  | 50.0 % |") and len(lines) == 3 + len(module.WAYS)
@@ -385,10 +386,11 @@ def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_toke
 def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     module, tables = experiment("onnx_accuracy"), experiment("document_tables")
+    names = {0: "positive", 1: "negative"}  # not in the task's order
     model = tiny_model(
         ModernALBERTForSequenceClassification,
         vocab_size=30522,
-        num_labels=2,
+        id2label=names,
         num_hidden_layers=1,
         group_depth=1,
         mol_groups="all",
@@ -407,12 +409,12 @@ def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, m
     ]  # fmt: skip
     batch = nano_tokenizer([row["sentence"] for row in rows], padding=True, return_tensors="pt")
     predicted = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
-    correct = (predicted == torch.tensor([0, 1, 0, 1])).float().mean().item()
+    correct = (predicted == torch.tensor([1, 0, 1, 0])).float().mean().item()
     assert results[0]["accuracy"] == results[1]["accuracy"] == pytest.approx(correct)
     assert results[1]["same_prediction"] == 1.0
     lines = tables.int8_table(tmp_path / "out.json").splitlines()
     assert lines[0] == "| sst2, 4 rows | accuracy | same prediction as PyTorch |" and len(lines) == 8
-    for task, said in (("stsb", "--task_name stsb is not allowed"), ("mnli", "it has no classifier for mnli")):
+    for task, said in (("stsb", "--task_name stsb is not allowed"), ("mnli", "predicts the labels positive, negative")):
         code, _, error = run_command(monkeypatch, capsys, module.command, *arguments, task)
         assert code == 2 and said in error
 

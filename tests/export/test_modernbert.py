@@ -4,12 +4,14 @@
 import pytest
 import torch
 import transformers
-from small_models import TINY, tiny_model
+from small_models import TINY, tiny_model, tiny_modernbert
 from transformers import AutoModel, AutoModelForMaskedLM, ModernBertForMaskedLM
 
 import modernalbert
 from modernalbert import ModernALBERTForMaskedLM, ModernALBERTForSequenceClassification, ModernALBERTModel
+from modernalbert.cli.errors import UserError
 from modernalbert.export import to_modernbert
+from modernalbert.export.hub_folder import load_model
 from modernalbert.merge_experts import merge_experts
 
 
@@ -183,3 +185,13 @@ def test_earlier_names_of_fields_are_written_where_they_say_the_same(layer_types
     assert config["layer_types"] == layer_types and config["global_attn_every_n_layers"] == period
     assert (config["global_rope_theta"], config["local_rope_theta"]) == (160_000.0, 10_000.0)
     assert config["vocab_size"] == TINY["vocab_size"]
+
+
+def test_a_modernbert_that_lacks_weights_is_refused(tmp_path):
+    model = tiny_modernbert()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_model(str(tmp_path), modernbert=True).state_dict(), model.state_dict())
+    weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.Wi" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(UserError, match="has no model.layers.1.mlp.Wi.weight, which would be random"):
+        load_model(str(tmp_path), modernbert=True)

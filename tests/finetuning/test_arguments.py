@@ -102,3 +102,9 @@ def test_bfloat16_needs_no_other_option_without_an_accelerator(arguments_class, 
     arguments = arguments_class(output_dir=tmp_path, bf16=True)
     assert arguments.use_cpu and arguments.device.type == "cpu"
     assert not arguments_class(output_dir=tmp_path).use_cpu
+
+
+def test_a_loss_that_diverged_is_shown():
+    """transformers logs the mean of the other steps in its place."""
+    arguments = TaskTrainingArguments("out", use_cpu=True)
+    assert not arguments.logging_nan_inf_filter

@@ -16,7 +16,9 @@ from modernalbert import (
     ModernALBERTForTokenClassification,
 )
 from modernalbert.cli.errors import UserError
-from modernalbert.finetuning.checkpoint import Checkpoint, match_labels
+from modernalbert.data.glue_tasks import GLUE_TASKS
+from modernalbert.data.sentences import infer_task, load_task_file, relabel
+from modernalbert.finetuning.checkpoint import Checkpoint, match_labels, task_in_head_order
 from modernalbert.run_glue import command as glue_command
 from modernalbert.run_ner import command as ner_command
 from modernalbert.run_squad import command as squad_command
@@ -132,6 +134,17 @@ def test_a_classifier_of_other_order_and_case_is_right(command, judge, names, tm
             assert code == 0, error
             assert json.loads((tmp_path / "out/all_results.json").read_text())["eval_accuracy"] == 1
         assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == {"0": "positive", "1": "negative"}
+
+
+def test_rows_follow_the_order_of_a_head(judge, tmp_path, nano_tokenizer):
+    folder = save(judge, ("POSITIVE", "negative"), tmp_path / "m", nano_tokenizer)
+    known = infer_task(str(write_rows(tmp_path / "rows.jsonl", ["positive", "negative"])))
+    turned = task_in_head_order(str(folder), known)
+    assert (known.labels, turned.labels) == (("negative", "positive"), ("positive", "negative"))
+    rows = load_task_file(str(tmp_path / "rows.jsonl"), known)
+    assert relabel(rows, known, turned)["label"] == [0, 1] * 4 and rows["label"] == [1, 0] * 4
+    with pytest.raises(UserError, match="predicts the labels POSITIVE, negative, and the task has the labels entail"):
+        task_in_head_order(str(folder), GLUE_TASKS["rte"])
 
 
 def test_a_head_of_other_names_is_not_taken_over(command, judge, tmp_path, nano_tokenizer, caplog):

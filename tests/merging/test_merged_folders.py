@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from small_models import run_command, tiny_model
-from transformers import AutoModelForSequenceClassification
-from tuner_models import adapt, family
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from tuner_models import COMMON, adapt, family
 
 from modernalbert import (
     ModernALBERTForMaskedLM,
@@ -123,6 +123,29 @@ def test_a_sentence_transformers_folder_stays_one(tmp_path, nano_tokenizer, monk
         merged = SentenceTransformer(str(tmp_path / "out" / part), device="cpu")
         assert [type(module) for module in merged] == [type(module) for module in model]
         found = torch.tensor(merged.encode(texts, prompt_name="query"))
+        assert torch.allclose(found, expected, atol=1e-5) == (part == "folded")
+
+
+def test_a_sentence_transformers_folder_of_another_encoder_stays_one(tmp_path, nano_tokenizer, monkeypatch, capsys):
+    base = BertModel(BertConfig(**COMMON | {"vocab_size": 30522})).eval()
+    base.save_pretrained(tmp_path / "encoder")
+    nano_tokenizer.save_pretrained(tmp_path / "encoder")
+    modules = [Transformer(str(tmp_path / "encoder")), Pooling(32, "cls"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "model"))
+    adapted = adapt(base, expert_mixing="uniform")
+    adapted.save_pretrained(tmp_path / "adapter")
+    words = ("--model_name_or_path", tmp_path / "model", "--adapter_name_or_path", tmp_path / "adapter")
+    words += ("--output_dir", tmp_path / "out", "--weights", "uniform")
+    code, _, error = run_command(monkeypatch, capsys, command, *words)
+    assert code == 0, error
+    texts = ["a good film", "dull"]
+    with torch.no_grad():
+        states = adapted(**nano_tokenizer(texts, padding=True, return_tensors="pt")).last_hidden_state
+    expected = torch.nn.functional.normalize(states[:, 0], dim=-1)
+    for part in ("folded", "base"):
+        merged = SentenceTransformer(str(tmp_path / "out" / part), device="cpu")
+        assert [type(module) for module in merged] == [type(module) for module in modules]
+        found = torch.tensor(merged.encode(texts))
         assert torch.allclose(found, expected, atol=1e-5) == (part == "folded")
 
 

@@ -123,6 +123,24 @@ def test_generation_with_a_cache_is_generation_without(name):
         assert not torch.equal(model.generate(**inputs, **options), with_cache)
 
 
+def test_injection_looks_at_each_module_equally_often_in_a_deep_model(monkeypatch):
+    visits, visit = 0, torch.nn.Module.named_modules
+
+    def counting(module, *args, **kwargs):
+        nonlocal visits
+        visits += 1
+        return visit(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counting)
+    each = []
+    for depth in (2, 8):
+        model = t.BertModel(t.BertConfig(**COMMON | {"num_hidden_layers": depth}))
+        number, visits = len(list(model.modules())), 0
+        get_peft_model(model, MoLConfig())
+        each.append(visits / number)
+    assert each[1] < 1.1 * each[0]
+
+
 def test_an_ffn_nobody_knows_is_named_by_the_user():
     class Unknown(torch.nn.Module):
         def __init__(self):

@@ -316,6 +316,20 @@ def test_what_cannot_be_an_expert_is_refused(tmp_path):
     dora = stock_lora(tmp_path / "dora", "llama", ["gate_proj"], 2, 0, use_dora=True)
     with pytest.raises(ValueError, match="use_dora=True"):
         model.experts_from_loras([lora, dora])
+    file = lora / "adapter_config.json"
+    plain = json.loads(file.read_text())
+    for option, value in {
+        "init_lora_weights": "pissa",  # peft changes the base where it loads such a LoRA
+        "alora_invocation_tokens": [5],
+        "trainable_token_indices": [5],
+        "bias": "all",
+    }.items():
+        file.write_text(json.dumps(plain | {"task_type": "CAUSAL_LM", option: value}))
+        with pytest.raises(ValueError, match=f"{option}=.*an expert is a plain LoRA"):
+            model.experts_from_loras([lora, lora])
+    for start in ("gaussian", "eva", True):
+        file.write_text(json.dumps(plain | {"init_lora_weights": start, "lora_dropout": 0.1}))
+        model.experts_from_loras([lora, lora])
     signed = get_peft_model(family("llama"), MoLConfig(num_experts=2))
     with pytest.raises(ValueError, match="router_score='linear' is not allowed here"):
         signed.experts_from_loras([lora, lora])

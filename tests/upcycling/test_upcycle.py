@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from small_models import run_command, tiny_config, tiny_modernbert
-from transformers import AutoTokenizer, BertConfig, BertModel, ModernBertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, ModernBertModel
 
 from modernalbert import ModernALBERTForMaskedLM, upcycle_modernbert
 from modernalbert.data.corpus import prepare_corpus
@@ -19,7 +20,7 @@ from modernalbert.upcycle import command
 from modernalbert.upcycling.bert import upcycle_bert
 from modernalbert.upcycling.embedding import factorise_embedding
 from modernalbert.upcycling.initial_report import measure_student
-from modernalbert.upcycling.modernbert import config_from_modernbert, teacher_layers_of_groups
+from modernalbert.upcycling.modernbert import config_from_modernbert, load_teacher, teacher_layers_of_groups
 
 
 IDS = torch.arange(3, 39).view(2, 18)
@@ -103,6 +104,21 @@ def test_an_encoder_without_a_head_and_a_folder_are_teachers_too(teacher, tmp_pa
     teacher.save_pretrained(tmp_path)
     loaded = upcycle_modernbert(str(tmp_path), config)
     torch.testing.assert_close(loaded(IDS).logits, teacher(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_that_lacks_weights_is_refused(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    for part, is_refused in (("head", False), ("layers.1.attn.Wqkv", True)):
+        weights = {name: value for name, value in weights.items() if part not in name}
+        save_file(weights, file, {"format": "pt"})
+        if not is_refused:  # a head starts fresh
+            load_teacher(str(tmp_path))
+            continue
+        for load in (lambda: load_teacher(str(tmp_path), AutoModel), lambda: upcycle_modernbert(str(tmp_path), None)):
+            with pytest.raises(ValueError, match="has no .*layers.1.attn.Wqkv.weight, which would be random"):
+                load()
 
 
 @pytest.mark.parametrize(
