@@ -18,6 +18,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
     merging   experiments/results/merging.json: what `experiments/merging.py` measured
     int8      experiments/results/onnx_accuracy.json: what `experiments/onnx_accuracy.py` measured
     routing   experiments/results/nano_routing.json: what `experiments/nano_routing.py` measured
+    experts   experiments/results/nano_experts.json: what `experiments/expert_worth.py` measured
     start     experiments/results/nano_start.json: the report of the `upcycle.py` that nano began with
     corpus    experiments/results/nano_corpus.json: the report of `experiments/nano_corpus.py`
     recipe    configs/pretraining/*.json, with what they cost in arithmetic, and at the speeds in
@@ -569,6 +570,26 @@ def routing_text(file: Path) -> str:
     return "\n" + report.to_markdown().partition("\n")[2].strip() + "\n"
 
 
+def experts_text(file: Path) -> str:
+    """A table of the loss on masked words, routed and without routing, and a sentence on the experts themselves."""
+    worth = json.loads(file.read_text("utf-8"))
+    body = []
+    for row in worth["rows"]:
+        cells = [row["way"], f"{row['masked_loss']:.3f}"]
+        if "interval" in row:
+            low, high = row["interval"]
+            cells += [f"{row['worse_by']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        body.append(cells + [""] * (4 - len(cells)))
+    header = [f"experts, on {worth['num_texts']:,} texts", "loss on masked words", "to routed", "95 % interval"]
+    dependence = worth["token_dependence"].values()
+    return (
+        f"{markdown_table(header, body)}\n\n"
+        f"The smallest share of an expert is {worth['smallest_usage']:.1%}; token dependence is {min(dependence):.2f} "
+        f"to {max(dependence):.2f}; the largest cosine between the updates of two experts of a group is "
+        f"{max(worth['largest_expert_similarity'].values()):.2f}."
+    )
+
+
 def start_table(file: Path) -> str:
     """How far a student is from its teacher before training, by what it starts from."""
     return to_markdown([InitialReport(**result) for result in json.loads(file.read_text("utf-8"))]).strip()
@@ -717,6 +738,7 @@ def main() -> None:
         "merging": lambda: merging_table(RESULTS / "merging.json"),
         "int8": lambda: int8_table(RESULTS / "onnx_accuracy.json"),
         "routing": lambda: routing_text(RESULTS / "nano_routing.json"),
+        "experts": lambda: experts_text(RESULTS / "nano_experts.json"),
         "start": lambda: start_table(RESULTS / "nano_start.json"),
         "corpus": lambda: corpus_table(RESULTS / "nano_corpus.json"),
         "recipe": lambda: recipe_table(benchmarks.parent),
