@@ -51,7 +51,8 @@ def _run(logs: Path, launch) -> str:
         return lambda *words: elastic_launch(config, _run_script)(logs, *words)
 
     logs.mkdir()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    taken = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT  # by torchrun, for good
+    handlers = {number: signal.getsignal(number) for number in taken}
     failure = None
     try:
         with mock.patch.object(torchrun, "elastic_launch", launcher):
