@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -44,14 +45,20 @@ def snapshot(folder) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def run_and_kill(call, seconds: float) -> bool:
-    """Call in a process of its own, which is killed after so long; whether it was still at work."""
+def start(call) -> int:
+    """Call in a process of its own; returns its number."""
     process = os.fork()
     if process == 0:
         try:
             call()
         finally:
             os._exit(0)
+    return process
+
+
+def run_and_kill(call, seconds: float) -> bool:
+    """Call in a process of its own, which is killed after so long; whether it was still at work."""
+    process = start(call)
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -82,9 +89,9 @@ def test_a_killed_writer_leaves_a_whole_folder(tmp_path, write):
     models = [tiny_model(ModernALBERTForMaskedLM, seed=seed, **options) for seed in (0, 1)]
     folder = tmp_path / "out"
     write(models[0], folder)
-    start = time.perf_counter()
+    began = time.perf_counter()
     write(models[1], folder)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     new = snapshot(folder)
     write(models[0], folder)
     old = snapshot(folder)
@@ -161,6 +168,18 @@ def sources(tmp_path, nano_tokenizer):
     return folders
 
 
+def run_and_kill_while_writing(call, folder, num_files: int) -> bool:
+    """The same, killed once that many files lie in the temporary folder beside `folder`."""
+    process = start(call)
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        temporaries = list(folder.parent.glob(f".{folder.name}.*"))
+        if any(sum(len(files) for _, _, files in os.walk(place)) >= num_files for place in temporaries):
+            os.kill(process, signal.SIGKILL)
+            return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+        time.sleep(0.0005)
+    return False
+
+
 def comparable(found: dict[str, bytes]) -> dict[str, bytes]:
     """Without the bytes of what says how long a command took, and from where it read."""
     named = ("README.md", "merge_report.json", "merge_report.md", "manifest.json")
@@ -172,22 +191,22 @@ def comparable(found: dict[str, bytes]) -> dict[str, bytes]:
 def test_a_killed_command_leaves_a_whole_folder(tmp_path, sources, monkeypatch, name):
     monkeypatch.setattr("sys.argv", sys.argv)
     write, out = COMMANDS[name], tmp_path / "out"
-    write(sources[0], out)
-    start = time.perf_counter()
     write(sources[1], out)
-    seconds = time.perf_counter() - start
     new = comparable(snapshot(out))
     write(sources[0], out)
     old = comparable(snapshot(out))
     assert old.keys() == new.keys() and old != new
-    draw, killed, seen = random.Random(0), 0, []
-    for _ in range(KILLS):
-        killed += run_and_kill(lambda: write(sources[1], out), draw.uniform(0, 1.2 * seconds))
+    killed, seen = 0, []
+    for kill in range(KILLS):  # from the first file to the last
+        num_files = round(kill * len(new) / (KILLS - 1))
+        killed += run_and_kill_while_writing(lambda: write(sources[1], out), out, num_files)
         found = comparable(snapshot(out))
         assert found in (old, new), sorted(name for name in found if found[name] not in (old.get(name), new.get(name)))
         seen.append("new" if found == new else "old")
         if found == new:
             write(sources[0], out)
+        for left in tmp_path.glob(".out.*"):
+            shutil.rmtree(left)
     print(f"{name}: {killed} of {KILLS} killed at work, {seen.count('old')} left the earlier output")
     assert killed and "old" in seen
 
@@ -203,9 +222,9 @@ def test_a_killed_upload_leaves_a_whole_repository(tmp_path, sources, monkeypatc
         use_hub(hub, str(tmp_path / "cache"), monkeypatch)
         seconds = []
         for folder in folders:
-            start = time.perf_counter()
+            began = time.perf_counter()
             push_folders({"": folder}, "me/mine")
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - began)
         push_folders({"": folders[0]}, "me/mine")
         old, new = map(snapshot, folders)
         assert hub.files == old != new
@@ -241,9 +260,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, 
     nano_tokenizer.save_pretrained(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"sentence": f"film {i}", "label": i % 2}) + "\n" for i in range(16)))
-    start = time.perf_counter()
+    began = time.perf_counter()
     fine_tune(tmp_path / "model", rows, tmp_path / "whole")
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     draw, killed, longest = random.Random(0), 0, seconds * min(0.5, 4 / kills)
     for _ in range(kills):
         write = functools.partial(fine_tune, tmp_path / "model", rows, tmp_path / "out")
