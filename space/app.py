@@ -34,12 +34,12 @@ STYLE = """
 <style>
 .routing {overflow-x: auto; padding-bottom: 0.5rem}
 .routing-box p {margin: 0 0 0.6rem}
-.routing table {border-collapse: separate; border-spacing: 3px; width: auto; font-size: 0.9rem}
-.routing table tr th, .routing table tr td {border: 0; padding: 4px 8px; white-space: nowrap}
-.routing table tr th {font-weight: normal; text-align: left; position: sticky; left: 0;
+.routing table {border-collapse: separate !important; border-spacing: 3px; width: auto; font-size: 0.9rem}
+.routing th, .routing td {border: 0 !important; padding: 4px 8px !important; white-space: nowrap}
+.routing th {font-weight: normal !important; text-align: left; position: sticky; left: 0;
   background: var(--block-background-fill, white); color: var(--body-text-color-subdued, #555)}
-.routing table tr td {color: #111; text-align: center; border-radius: 4px}
-.routing table tr td.token {color: inherit; font-weight: 600}
+.routing td {color: #111; text-align: center; border-radius: 4px}
+.routing td.token {color: inherit; font-weight: 600}
 .routing-box .legend span {color: #111; border-radius: 4px; padding: 1px 8px; margin: 0 4px 4px 0;
   display: inline-block}
 </style>
@@ -245,10 +245,9 @@ def main() -> None:
     (arguments,) = parse_arguments(PageArguments, description=PageArguments.__doc__)
     page = build_page(load_demo(arguments.model_name_or_path))
     try:
-        # The fonts of the machine that looks at it: nothing is fetched from elsewhere.
-        theme = gradio.themes.Default(
-            font=[gradio.themes.Font("sans-serif")], font_mono=[gradio.themes.Font("monospace")]
-        )
+        # The font of the machine that looks at it, for tables too: nothing is fetched from elsewhere.
+        font = [gradio.themes.Font("sans-serif")]
+        theme = gradio.themes.Default(font=font, font_mono=font)
         page.launch(server_name=arguments.server_name, server_port=arguments.server_port, theme=theme)
     except OSError as error:
         raise UserError(f"--server_port {arguments.server_port}: {error}") from None

@@ -131,7 +131,7 @@ def test_the_page_in_a_browser(tmp_path):
     try:
         wait_until_it_answers(page, server)
         wait_until_it_answers(f"http://127.0.0.1:{ports[1]}/status", driver)
-        for name, size in {"wide": (1280, 860), "narrow": (390, 860)}.items():
+        for name, size in {"wide": (1280, 960), "narrow": (390, 960)}.items():
             browser = Browser(ports[1], tmp_path / name, size)
             browser.call("POST", f"{browser.session}/url", {"url": page})
             text = browser.wait_for("document.querySelector('#routing table')?.innerText")
