@@ -78,10 +78,13 @@ class Browser:
     def __init__(self, port: int, folder, size: tuple[int, int]):
         self.server = f"http://127.0.0.1:{port}"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
-        arguments.append("--window-size={},{}".format(*size))
         options = {"goog:chromeOptions": {"args": arguments, "binary": BROWSER}}
         created = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
         self.session = f"/session/{created['sessionId']}"
+        # A window is never narrower than 500 pixels; a telephone's screen is.
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen}
+        self.call("POST", f"{self.session}/goog/cdp/execute", command)
 
     def call(self, method: str, path: str, body: dict | None = None):
         data = None if body is None else json.dumps(body).encode()
@@ -131,7 +134,7 @@ def test_the_page_in_a_browser(tmp_path):
     try:
         wait_until_it_answers(page, server)
         wait_until_it_answers(f"http://127.0.0.1:{ports[1]}/status", driver)
-        for name, size in {"wide": (1280, 960), "narrow": (390, 960)}.items():
+        for name, size in {"wide": (1280, 760), "narrow": (390, 800)}.items():
             browser = Browser(ports[1], tmp_path / name, size)
             browser.call("POST", f"{browser.session}/url", {"url": page})
             text = browser.wait_for("document.querySelector('#routing table')?.innerText")
