@@ -35,10 +35,11 @@ STYLE = """
 .routing {overflow-x: auto; padding-bottom: 0.5rem}
 .routing-box p {margin: 0 0 0.6rem}
 .routing table {border-collapse: separate !important; border-spacing: 3px; width: auto; font-size: 0.9rem}
-.routing th, .routing td {border: 0 !important; padding: 4px 8px !important; white-space: nowrap}
-.routing th {font-weight: normal !important; text-align: left; position: sticky; left: 0;
+.routing table, .routing tr, .routing th, .routing td {border: 0 !important; white-space: nowrap}
+.routing th, .routing td {padding: 4px 8px !important}
+.routing th {font-weight: normal !important; text-align: left; position: sticky; left: 0; padding-left: 0 !important;
   background: var(--block-background-fill, white); color: var(--body-text-color-subdued, #555)}
-.routing td {color: #111; text-align: center; border-radius: 4px}
+.routing td {color: #111; text-align: center !important; border-radius: 4px}
 .routing td.token {color: inherit; font-weight: 600}
 .routing-box .legend span {color: #111; border-radius: 4px; padding: 1px 8px; margin: 0 4px 4px 0;
   display: inline-block}
