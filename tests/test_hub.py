@@ -37,6 +37,10 @@ import torch, transformers
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
 folder, other = sys.argv[1:]
+# The tokenizer of ONNX files: nothing of the folder's code runs, and nothing is asked.
+fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder)(["A film.", "A long film."], padding=True)
+auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["A film.", "A long film."], padding=True)
+assert dict(fast) == dict(auto), (fast, auto)
 ids = torch.arange(3, 39).view(2, 18)
 results = {}
 for name in ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
