@@ -139,9 +139,11 @@ def _load_in_float32(config_file: Path) -> None:
 def _complete_tokenizer_config(config_file: Path) -> None:
     """
     Say what transformers does not write: that neither model has token types, which versions before 5 would pass on to
-    it; and the class by the name that those versions know, too.
+    it; and the class by the name that those versions know, too. How this process loaded the tokenizer is left out.
     """
     config = json.loads(config_file.read_text("utf-8"))
+    for name in ("is_local", "local_files_only"):
+        config.pop(name, None)
     config["model_input_names"] = ["input_ids", "attention_mask"]
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

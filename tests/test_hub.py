@@ -69,6 +69,8 @@ def test_strangers_load_every_class_and_pipeline(tmp_path, nano_tokenizer):
     names = {path.name for path in folder.iterdir()}
     assert CODE | {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"} <= names
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & tokenizer_config.keys()
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "other")]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)

@@ -19,7 +19,7 @@ from modernalbert.hub import command as export_command
 pytest.importorskip("sentence_transformers")
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-from sentence_transformers.sparse_encoder.models import MLMTransformer, SpladePooling
+from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 
 
 TEXTS = ["A good film.", "The actors are great, but the film is too long.", "Rain."]

@@ -131,11 +131,12 @@ def test_the_page_in_a_browser(tmp_path):
     server = subprocess.Popen([sys.executable, str(APP), "--server_port", str(ports[0])], cwd=tmp_path)
     driver = subprocess.Popen([DRIVER, f"--port={ports[1]}"], stdout=subprocess.DEVNULL)
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path)).resolve()
+    browsers: list[Browser] = []
     try:
         wait_until_it_answers(page, server)
         wait_until_it_answers(f"http://127.0.0.1:{ports[1]}/status", driver)
         for name, size in {"wide": (1280, 760), "narrow": (390, 800)}.items():
-            browser = Browser(ports[1], tmp_path / name, size)
+            browsers.append(browser := Browser(ports[1], tmp_path / name, size))
             browser.call("POST", f"{browser.session}/url", {"url": page})
             text = browser.wait_for("document.querySelector('#routing table')?.innerText")
             assert text.count("layer ") == 4 and "merged: difference" in text and "river" in text
@@ -145,7 +146,6 @@ def test_the_page_in_a_browser(tmp_path):
                 browser.run("document.getElementById('show-experts').scrollIntoView()")
             browser.screenshot(pictures / f"page-{name}.png")
             if name == "narrow":
-                browser.call("DELETE", browser.session)
                 continue
             for tab, button, result, said in (
                 ("Fill a mask", "fill", "words", "states"),
@@ -158,8 +158,9 @@ def test_the_page_in_a_browser(tmp_path):
                 browser.run(f"document.getElementById('{button}').click()")
                 browser.wait_for(f"document.getElementById('{result}')?.innerText.includes('{said}')")
                 browser.screenshot(pictures / f"{button}.png")
-            browser.call("DELETE", browser.session)
     finally:
+        for browser in browsers:
+            browser.call("DELETE", browser.session)
         for process in (driver, server):
             process.terminate()
             process.wait()
