@@ -193,6 +193,9 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
     code, output, _ = export(*places)
     assert code == 0 and str(tmp_path / "out") in output
+    for name, said in (("mine", "it must name an owner, like me/mine"), ("me/mi ne", "Repo id must"), ("", "needs")):
+        code, _, error = export(*places, "--push_to_hub", "--hub_model_id", name)
+        assert code == 2 and said in error, error
     code, _, error = export(*places, "--push_to_hub", "--hub_model_id", "me/mine")  # offline
     assert code == 2 and "is written, but not uploaded to me/mine" in error
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.vocab_size == 30522
