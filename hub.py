@@ -22,10 +22,11 @@ from modernalbert.cli.errors import UserError, error_message, run
 from modernalbert.cli.output_folders import check_replaceable
 from modernalbert.export.hub_folder import (
     OUTPUT_FILES,
+    check_hub_model_id,
     export_to_hub_folder,
     load_model,
     load_tokenizer,
-    push_folder,
+    push_folders,
 )
 from modernalbert.export.modernbert import check_expressible, to_modernbert
 from modernalbert.export.onnx import QUANTIZATIONS, export_onnx
@@ -98,7 +99,7 @@ def main() -> None:
         raise UserError(str(error)) from None
     print(f"Written to {arguments.output_dir}")
     if arguments.push_to_hub:
-        push_folder(Path(arguments.output_dir), arguments.hub_model_id)
+        push_folders({"": Path(arguments.output_dir)}, arguments.hub_model_id)
         print(f"Uploaded to {arguments.hub_model_id}")
 
 
@@ -113,8 +114,8 @@ def check_arguments(arguments: ExportArguments) -> None:
         if value is not None and value not in allowed:
             raise UserError(f"--{name} {value} is not allowed: it must be {', '.join(allowed)}.")
     check_replaceable(arguments.output_dir, OUTPUT_FILES)
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        raise UserError("--push_to_hub needs --hub_model_id.")
+    if arguments.push_to_hub:
+        check_hub_model_id(arguments.hub_model_id)
     if arguments.quantize and arguments.format != "onnx":
         raise UserError("--quantize is for --format onnx.")
     if arguments.merge == "calibrated" and not arguments.calibration_file:

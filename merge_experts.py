@@ -14,7 +14,13 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from modernalbert.cli.arguments import option, parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
-from modernalbert.export.hub_folder import load_model, load_tokenizer, push_folder, stored_dtype
+from modernalbert.export.hub_folder import (
+    check_hub_model_id,
+    load_model,
+    load_tokenizer,
+    push_folders,
+    stored_dtype,
+)
 from modernalbert.merging.merge import METHODS, WEIGHTS, merge_layers, random_batch
 from modernalbert.merging.methods import DENSITY, MergeSettings
 from modernalbert.merging.model_experts import ModelExperts
@@ -191,8 +197,8 @@ def text_batches(
 def check_arguments(arguments: MergeArguments) -> None:
     """Refuse what cannot work, before anything is loaded."""
     check_replaceable(arguments.output_dir, OUTPUT_FILES)
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        raise UserError("--push_to_hub needs --hub_model_id.")
+    if arguments.push_to_hub:
+        check_hub_model_id(arguments.hub_model_id)
     if arguments.method not in METHODS:
         raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(METHODS)}.")
     needs_text = (("--method calibrated", arguments.method == "calibrated"),)
@@ -261,15 +267,15 @@ def push(arguments: MergeArguments) -> None:
     its own, because peft looks for an adapter's base at the root of one.
     """
     base_model_name = arguments.base_model_name or f"{arguments.hub_model_id}-base"
-    places = {
-        "folded": (arguments.hub_model_id, "."),
-        "adapter": (arguments.hub_model_id, "adapter"),
-        "base": (base_model_name, "."),
-    }
-    for name, (repository, path_in_repo) in places.items():
-        if (Path(arguments.output_dir) / name).is_dir():
-            push_folder(Path(arguments.output_dir) / name, repository, path_in_repo)
-            print(f"Uploaded {name} to {repository}")
+    for repository, places in {
+        base_model_name: {"": "base"},
+        arguments.hub_model_id: {"": "folded", "adapter": "adapter"},
+    }.items():
+        folders = {place: Path(arguments.output_dir) / name for place, name in places.items()}
+        folders = {place: folder for place, folder in folders.items() if folder.is_dir()}
+        if folders:
+            push_folders(folders, repository)
+            print(f"Uploaded {' and '.join(folder.name for folder in folders.values())} to {repository}")
 
 
 def command() -> None:

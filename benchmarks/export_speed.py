@@ -3,7 +3,8 @@
 How fast the forms of a checkpoint run: PyTorch, compiled, ModernBERT, ONNX, ONNX int8; and how soon the first result.
 
     python benchmarks/export_speed.py
-    python benchmarks/export_speed.py --model tiny --batch 8
+    python benchmarks/export_speed.py --part tiny --batch 8
+    python benchmarks/export_speed.py --part starts
     python experiments/document_tables.py --documents docs/deployment.md
 
 Encoders of nano (the shipped checkpoint, experts merged) and Tiny (untrained weights of that size), beside one of
@@ -11,11 +12,12 @@ all-MiniLM-L6-v2's shape, all timed in turn on the same rows: one of SHORT and o
 `--batch` of `--length` for the throughput, in a fifth of the rounds. onnxruntime gets as many threads as PyTorch
 (OMP_NUM_THREADS), and the results go to the file of that number. On one thread the processor's time is measured, which
 other processes on the machine change less than the time that passes. A checkpoint without `skip_first_attn_norm` is
-loaded with it, so that it has a ModernBERT form: one norm less changes outputs, not what is measured.
+loaded with it, so that it has a ModernBERT form: one norm less changes outputs, not what is measured. Starts are those
+of new processes, with the files in the machine's memory: the imports, and the shipped folder from `from_pretrained` to
+its first result, with `trust_remote_code`.
 """
 
 import functools
-import os
 import statistics
 import subprocess
 import sys
@@ -43,13 +45,31 @@ from modernalbert.merge_experts import merge_experts
 REPOSITORY = Path(__file__).parents[1]
 NANO = REPOSITORY / "checkpoints" / "modernalbert-nano"
 SHORT = 16  # tokens, a sentence
+CLOCK = """
+import sys, time
+from torch import get_num_threads
+clock = time.process_time if get_num_threads() == 1 else time.perf_counter
+"""
 STARTS = {
-    "import transformers": "from transformers import AutoModel, AutoTokenizer, PreTrainedModel",
-    "import modernalbert": "from transformers import AutoModel, AutoTokenizer, PreTrainedModel; import modernalbert",
-    "first result": "import sys; from transformers import AutoModel, AutoTokenizer; name = sys.argv[1]; "
-    "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True); "
-    "model = AutoModel.from_pretrained(name, trust_remote_code=True); "
-    "model(**tokenizer('A film.', return_tensors='pt'))",
+    "import transformers": """
+start = clock()
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+print(clock() - start)
+""",
+    "import modernalbert": """
+start = clock()
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+import modernalbert
+print(clock() - start)
+""",
+    "from_pretrained to the first result": """
+from transformers import AutoModel, AutoTokenizer
+start = clock()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+model(**tokenizer("A film.", return_tensors="pt"))
+print(clock() - start)
+""",
 }
 
 
@@ -119,35 +139,33 @@ def measure_forms(name: str, batch: int, length: int, rounds: int) -> dict[str, 
     return results
 
 
-def measure_starts(repeats: int = 3) -> dict[str, float]:
-    """
-    Median processor seconds of a new process that imports, and of one that loads the shipped folder and runs it once.
-    """
+def measure_starts(repeats: int) -> dict[str, float]:
+    """Median seconds of each of STARTS in a new process; the first of each is not counted."""
     seconds = {name: [] for name in STARTS}
     for _ in range(1 + repeats):
         for name, code in STARTS.items():
-            before = os.times()
-            subprocess.run([sys.executable, "-c", code, str(NANO)], check=True, capture_output=True)
-            after = os.times()
-            spent = after.children_user - before.children_user + after.children_system - before.children_system
-            seconds[name].append(spent)
+            process = [sys.executable, "-W", "ignore", "-c", CLOCK + code, str(NANO)]
+            done = subprocess.run(process, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            seconds[name].append(float(done.stdout.split()[-1]))
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=15)
-    parser.add_argument("--model", choices=MODELS, nargs="*", default=list(MODELS), help="default: both")
+    parts = [*MODELS, "starts"]
+    parser.add_argument("--part", choices=parts, nargs="+", default=parts, help="default: all")
     parser.add_argument("--batch", type=positive, default=32, help="rows of the throughput")
     parser.add_argument("--length", type=positive, default=128, help="tokens of a row")
     arguments = parser.parse_args()
     if device_name(arguments.device).split("-")[0] != "cpu" or arguments.dtype != "float32":
         parser.error("the forms are compared on a CPU in float32: leave --device and --dtype")
     shapes = {"batch": arguments.batch, "length": arguments.length, "short_length": SHORT}
-    for name in arguments.model:
-        forms = measure_forms(name, arguments.batch, arguments.length, arguments.rounds)
-        write_results(arguments, f"export_{name}", shapes | {"forms": forms})
-    if "nano" in arguments.model:
-        write_results(arguments, "export_starts", measure_starts())
+    for name in arguments.part:
+        if name == "starts":
+            write_results(arguments, "export_starts", measure_starts(min(5, arguments.rounds)))
+        else:
+            forms = measure_forms(name, arguments.batch, arguments.length, arguments.rounds)
+            write_results(arguments, f"export_{name}", shapes | {"forms": forms})
 
 
 if __name__ == "__main__":

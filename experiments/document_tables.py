@@ -489,8 +489,8 @@ def export_table(benchmarks: Path) -> str:
         models = {name.removeprefix("export_"): values for name, values in sections.items() if "forms" in values}
         texts += [f"{model}, `{file.stem}`:\n\n{export_forms(section)}" for model, section in models.items()]
         if "export_starts" in sections:
-            starts = (f"{name} {seconds:.1f} s" for name, seconds in sections["export_starts"].items())
-            texts.append(f"Processor time of a new process, warm, `{file.stem}`: {', '.join(starts)}.")
+            starts = (f"{name} {seconds:.2f} s" for name, seconds in sections["export_starts"].items())
+            texts.append(f"Start of a new process, warm, `{file.stem}`: {', '.join(starts)}.")
     return "\n\n".join(texts) or "Not measured yet: `python benchmarks/export_speed.py` writes the figures."
 
 

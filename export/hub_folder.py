@@ -5,12 +5,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 import transformers
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
@@ -138,9 +139,11 @@ def _load_in_float32(config_file: Path) -> None:
 def _complete_tokenizer_config(config_file: Path) -> None:
     """
     Say what transformers does not write: that neither model has token types, which versions before 5 would pass on to
-    it; and the class by the name that those versions know, too.
+    it; and the class by the name that those versions know, too. How this process loaded the tokenizer is left out.
     """
     config = json.loads(config_file.read_text("utf-8"))
+    for name in ("is_local", "local_files_only"):
+        config.pop(name, None)
     config["model_input_names"] = ["input_ids", "attention_mask"]
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -215,16 +218,56 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
         return None
 
 
-def push_folder(folder: Path, hub_model_id: str, path_in_repo: str = ".") -> None:
+def check_hub_model_id(hub_model_id: str | None) -> None:
+    """Raise a UserError unless it is a repository's owner and name: cards say it, so that the owner is not left out."""
+    if not hub_model_id:
+        raise UserError("--push_to_hub needs --hub_model_id.")
+    try:
+        validate_repo_id(hub_model_id)
+    except HFValidationError as error:
+        raise UserError(f"--hub_model_id {hub_model_id} is not allowed: {error_message(error)}") from None
+    if "/" not in hub_model_id:
+        raise UserError(f"--hub_model_id {hub_model_id} is not allowed: it must name an owner, like me/{hub_model_id}.")
+
+
+def push_folders(folders: Mapping[str, Path], hub_model_id: str) -> None:
     """
-    Upload a folder to a model repository on the Hub, which is created if needed.
+    Upload folders to a model repository on the Hub, which is created if needed, in one commit.
+
+    As on disk, the new output replaces an earlier one: files of an export that are not in the new one are deleted.
+
+    Args:
+        folders: Place in the repository ("" is its root) -> folder.
+        hub_model_id: The repository, owner/name.
 
     Raises:
         UserError: the Hub cannot be reached, or does not let this user write there.
     """
+    files = {
+        (PurePosixPath(place) / file.relative_to(folder).as_posix()).as_posix(): file
+        for place, folder in folders.items()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
     api = HfApi()
     try:
         api.create_repo(hub_model_id, exist_ok=True)
-        api.upload_folder(repo_id=hub_model_id, folder_path=folder, path_in_repo=path_in_repo)
+        old = set(api.list_repo_files(hub_model_id)) - files.keys()
+        stale = sorted(name for name in old if any(_is_export(name, place) for place in folders))
+        operations = [
+            *(CommitOperationDelete(name, is_folder=False) for name in stale),
+            *(CommitOperationAdd(name, file) for name, file in files.items()),
+        ]
+        api.create_commit(hub_model_id, operations, commit_message="Upload model")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"{folder} is written, but not uploaded to {hub_model_id}: {error_message(error)}") from None
+        written = " and ".join(str(folder) for folder in folders.values())
+        raise UserError(f"{written} is written, but not uploaded to {hub_model_id}: {error_message(error)}") from None
+
+
+def _is_export(name: str, place: str) -> bool:
+    """Return whether a path in a repository is what an export to `place` writes."""
+    path = PurePosixPath(name)
+    if not path.is_relative_to(place):
+        return False
+    top = PurePosixPath(path.relative_to(place).parts[0])
+    return any(top.match(pattern) for pattern in OUTPUT_FILES)

@@ -27,20 +27,29 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "modernalbert-nano"
 LONGEST_INPUT, LONGEST_ROUTED_INPUT = 512, 64
 # One color for each expert, told apart by people who see red and green alike.
 COLORS = (
-    "#88ccee #ddcc77 #cc6677 #44aa99 #aa4499 #999933 #6699cc #ee8866 #bbcc33 #ffaabb #aaaa00 #77aadd #eedd88 #99ddff "
+    "#88ccee #ddcc77 #e08a97 #5cbfae #d08bc6 #b5b548 #8fb3e0 #f5a184 #bbcc33 #ffaabb #aaaa00 #77aadd #eedd88 #99ddff "
     "#44bb99 #dddddd"
 ).split()
 STYLE = """
 <style>
-.routing {overflow-x: auto}
-.routing table {border-collapse: separate; border-spacing: 2px; font-size: 0.85rem}
-.routing th {font-weight: normal; text-align: left; white-space: nowrap; padding-right: 0.7em; position: sticky;
-  left: 0; background: var(--block-background-fill, white)}
-.routing td {color: #111; text-align: center; padding: 2px 6px; border-radius: 4px; white-space: nowrap}
-.routing .token {color: inherit; font-weight: 600}
-.routing .legend span {color: #111; border-radius: 4px; padding: 1px 7px; margin-right: 4px; display: inline-block}
+.routing {overflow-x: auto; padding-bottom: 0.5rem}
+.routing-box p {margin: 0 0 0.6rem}
+.routing table {border-collapse: separate !important; border-spacing: 3px; width: auto; font-size: 0.9rem}
+.routing table, .routing tr, .routing th, .routing td {border: 0 !important; white-space: nowrap}
+.routing th, .routing td {padding: 4px 8px !important}
+.routing th {font-weight: normal !important; text-align: left; position: sticky; left: 0; padding-left: 0 !important;
+  background: var(--block-background-fill, white); color: var(--body-text-color-subdued, #555)}
+.routing td {color: #111; text-align: center !important; border-radius: 4px}
+.routing td.token {color: inherit; font-weight: 600}
+.routing-box .legend span {color: #111; border-radius: 4px; padding: 1px 8px; margin: 0 4px 4px 0;
+  display: inline-block}
 </style>
 """
+EXPLANATION = (
+    "A cell holds the experts of one token at one layer. The first has the larger weight and gives the color. Below: "
+    "the words that the routed and the merged model expect (green: the token itself), and how far the last state of "
+    "the merged model is from that of the routed one."
+)
 
 
 @dataclass
@@ -131,7 +140,8 @@ class Demo:
         shades = [f"rgba(204, 102, 119, {min(1.0, error):.2f})" for error in errors]
         rows.append(_row("merged: difference", [_cell(f"{100 * e:.0f} %", shade) for e, shade in zip(errors, shades)]))
         legend = "".join(f'<span style="background:{_color(e)}">expert {e}</span>' for e in range(config.num_experts))
-        return f'{STYLE}<div class="routing"><p class="legend">{legend}</p><table>{"".join(rows)}</table></div>'
+        head = f'<p class="legend">{legend}</p><p>{EXPLANATION}</p>'
+        return f'{STYLE}<div class="routing-box">{head}<div class="routing"><table>{"".join(rows)}</table></div></div>'
 
     def _tokens(self, ids: torch.Tensor) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(ids.tolist())
@@ -166,7 +176,7 @@ def _row(name: str, cells: list[str]) -> str:
 def build_page(demo: Demo) -> gradio.Blocks:
     """The page, with an example in every field."""
     mask = demo.tokenizer.mask_token
-    with gradio.Blocks(title="ModernALBERT") as page:
+    with gradio.Blocks(title="ModernALBERT", analytics_enabled=False) as page:
         gradio.Markdown(
             "# ModernALBERT\nA recursive encoder with a Mixture of LoRAs: "
             f"{demo.routed.config.num_hidden_layers} layers share {demo.routed.config.num_groups} sets of weights, and "
@@ -236,7 +246,10 @@ def main() -> None:
     (arguments,) = parse_arguments(PageArguments, description=PageArguments.__doc__)
     page = build_page(load_demo(arguments.model_name_or_path))
     try:
-        page.launch(server_name=arguments.server_name, server_port=arguments.server_port)
+        # The font of the machine that looks at it, for tables too: nothing is fetched from elsewhere.
+        font = [gradio.themes.Font("sans-serif")]
+        theme = gradio.themes.Default(font=font, font_mono=font)
+        page.launch(server_name=arguments.server_name, server_port=arguments.server_port, theme=theme)
     except OSError as error:
         raise UserError(f"--server_port {arguments.server_port}: {error}") from None
 

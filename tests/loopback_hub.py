@@ -9,6 +9,8 @@ import json
 import threading
 from collections.abc import Iterator
 
+from huggingface_hub import constants
+
 
 TOKEN = "hf_test"
 COMMIT = "c0" * 20
@@ -53,6 +55,18 @@ def running_hub() -> Iterator[LoopbackHub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+def use_hub(hub: LoopbackHub, cache: str, monkeypatch) -> None:
+    """Let the clients in this process take it for the Hub, with a token; they cache what they read in that folder."""
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {
+        "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": cache,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address that it was made with
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -104,6 +118,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.objects[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del hub.files[value["path"]]
             url = f"{hub.url}/me/mine/commit/{COMMIT}"
             self._answer(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
         else:  # validation of the card

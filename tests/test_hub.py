@@ -38,6 +38,10 @@ import torch, transformers
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
 folder, other = sys.argv[1:]
+# The tokenizer of ONNX files: nothing of the folder's code runs, and nothing is asked.
+fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder)(["A film.", "A long film."], padding=True)
+auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["A film.", "A long film."], padding=True)
+assert dict(fast) == dict(auto), (fast, auto)
 ids = torch.arange(3, 39).view(2, 18)
 results = {}
 for name in ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
@@ -66,6 +70,8 @@ def test_strangers_load_every_class_and_pipeline(tmp_path, nano_tokenizer):
     names = {path.name for path in folder.iterdir()}
     assert CODE | {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"} <= names
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & tokenizer_config.keys()
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "other")]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
@@ -201,6 +207,9 @@ def test_export_command_and_its_mistakes(tmp_path, monkeypatch, capsys, nano_tok
     places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
     code, output, _ = export(*places)
     assert code == 0 and str(tmp_path / "out") in output
+    for name, said in (("mine", "it must name an owner, like me/mine"), ("me/mi ne", "Repo id must"), ("", "needs")):
+        code, _, error = export(*places, "--push_to_hub", "--hub_model_id", name)
+        assert code == 2 and said in error, error
     code, _, error = export(*places, "--push_to_hub", "--hub_model_id", "me/mine")  # offline
     assert code == 2 and "is written, but not uploaded to me/mine" in error
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.vocab_size == 30522

@@ -192,8 +192,21 @@ def run_python(code: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_importing_the_package_loads_no_training_code():
-    loaded = json.loads(run_python("import json, sys, modernalbert; print(json.dumps(list(sys.modules)))"))
+IMPORT = """
+import json, os, sys
+
+def refuse_network(event, arguments):
+    assert event not in ("socket.connect", "socket.getaddrinfo"), arguments
+
+os.environ.pop("HF_HUB_OFFLINE", None)
+sys.addaudithook(refuse_network)
+import modernalbert
+print(json.dumps(list(sys.modules)))
+"""
+
+
+def test_importing_the_package_loads_no_training_code_and_asks_no_other_machine():
+    loaded = json.loads(run_python(IMPORT))
     rooms = {name.split(".")[1] for name in loaded if name.startswith("modernalbert.")}
     assert rooms >= {"modeling_modernalbert", "tuner"}
     assert rooms & {"training", "finetuning", "data", "evaluation", "diagnostics"} == set()

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from modernalbert import ModernALBERTConfig
+from modernalbert.export.cards import file_hash
+from modernalbert.export.verify import CODE_FILES
 
 
 EXPORT = (
@@ -122,6 +124,12 @@ def test_strangers_fill_masks_with_it(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["states"]
+
+
+def test_its_card_has_the_hashes_of_its_code():
+    card = (CHECKPOINT / "README.md").read_text()
+    rows = [f"| `{name}` | `{file_hash(CHECKPOINT / name)}` |" for name in CODE_FILES]
+    assert [row for row in rows if row not in card] == [], f"write it anew: {EXPORT}"
 
 
 def test_its_card_says_what_was_measured():

@@ -14,7 +14,6 @@ import transformers
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -279,9 +278,10 @@ def load_adapter(base: str, adapter: str) -> PeftModel:
         model = PeftModel.from_pretrained(model, adapter).eval()
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        message = f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {error_message(error)}"
-        if made_for and made_for not in message.replace(base, ""):
+    except Exception as error:  # a broken file makes the libraries raise anything, KeyError and TypeError too
+        kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        message = f"--adapter_name_or_path {adapter} on {base} cannot be loaded: {kind}{error_message(error)}"
+        if isinstance(made_for, str) and made_for not in message.replace(base, ""):
             message = f"{message.rstrip('.')}. The adapter was made for {made_for}."
         raise UserError(message) from None
     if made_for and made_for != base:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -821,6 +822,22 @@ class ModernALBERTLayerGroup(GradientCheckpointingLayer):
         return hidden_states + ffn_output, attention_weights, router_logits
 
 
+# What transformers' card of an uploaded model leaves out.
+LOADING_NOTE = """## Loading
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True)
+```
+
+The code of this model is in this repository: `trust_remote_code=True` runs it. Weights load as the `dtype` of
+`config.json`; give `dtype="float32"` to train, `dtype="bfloat16"` to halve the memory. Experts are merged by
+`merge_experts.py` of the package `modernalbert`: `folded/` loads in the same way, `adapter/` is a stock LoRA for
+`PeftModel.from_pretrained` on the model in `base/`.
+"""
+
+
 class ModernALBERTPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving, shared by the encoder and its heads."""
 
@@ -868,6 +885,16 @@ class ModernALBERTPreTrainedModel(PreTrainedModel):
             if isinstance(module, RoutedFeedForward):
                 module.freeze_idle_router()
         return loaded
+
+    def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
+        """Upload as transformers does; its model card is completed first, which does not say how to load this model."""
+        card = Path(working_dir, "README.md")
+        if card.is_file() and "trust_remote_code" not in (text := card.read_text("utf-8")):
+            classes = {value.rsplit(".", 1)[-1]: name for name, value in self.config.auto_map.items()}
+            auto_class = classes.get(type(self).__name__, "AutoModel")
+            note = LOADING_NOTE.format(auto_class=auto_class, repo_id=repo_id)
+            card.write_text(f"{text.rstrip()}\n\n{note}", "utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def floating_point_ops(self, input_dict: dict, exclude_embeddings: bool = True) -> int:
         """

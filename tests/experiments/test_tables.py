@@ -533,7 +533,7 @@ def test_tables_of_benchmarks(experiment, tmp_path):
             for label in module.EXPORTS.values()
         ),
         "",
-        "Processor time of a new process, warm, `cpu-2-threads`: first result 2.5 s.",
+        "Start of a new process, warm, `cpu-2-threads`: first result 2.50 s.",
     ]
     for broken in ("[", "[]", '{"ffn": 3}'):
         file.write_text(broken)

@@ -6,14 +6,16 @@ import struct
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from small_models import tiny_model
 
-from modernalbert import ModernALBERTForMaskedLM
+from modernalbert import ModernALBERTForMaskedLM, MoLConfig
 from modernalbert.cli.errors import UserError
 from modernalbert.export.hub_folder import load_model
 from modernalbert.export.sentence_transformers import copy_modules
 from modernalbert.export.verify import verify_folder
+from modernalbert.tuner.merge import load_adapter
 
 
 pytest.importorskip("hypothesis")
@@ -83,6 +85,22 @@ def loads_or_says(call, *arguments) -> bool:
     return True
 
 
+def damage(whole: bytes, data) -> tuple[str, bytes]:
+    """A safetensors file, cut or with bytes or header entries changed, and how."""
+    kind = data.draw(st.sampled_from(["cut", "header", "length", "noise"]))
+    header_size = struct.unpack("<Q", whole[:8])[0]
+    if kind == "cut":
+        return kind, whole[: data.draw(st.integers(0, len(whole) - 1))]
+    if kind == "length":
+        return kind, struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1))) + whole[8:]
+    if kind == "noise":
+        return kind, data.draw(st.binary(max_size=64)) + whole[64:]
+    header = json.loads(whole[8 : 8 + header_size])
+    header[data.draw(st.sampled_from(sorted(header)))] = data.draw(JSON)
+    text = json.dumps(header).encode()
+    return kind, struct.pack("<Q", len(text)) + text + whole[8 + header_size :]
+
+
 @settings(max_examples=1200, **SETTINGS)
 @given(data=st.data())
 def test_any_value_of_any_field_of_the_configuration(folder, config, weights, data):
@@ -121,19 +139,7 @@ def test_any_content_of_the_configuration(folder, config, content):
 def test_any_damage_of_the_weights_file(tmp_path, folder, config, data):
     whole = (folder / "model.safetensors").read_bytes()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    kind = data.draw(st.sampled_from(["cut", "header", "length", "noise"]))
-    header_size = struct.unpack("<Q", whole[:8])[0]
-    if kind == "cut":
-        damaged = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    elif kind == "length":
-        damaged = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1))) + whole[8:]
-    elif kind == "noise":
-        damaged = data.draw(st.binary(max_size=64)) + whole[64:]
-    else:
-        header = json.loads(whole[8 : 8 + header_size])
-        header[data.draw(st.sampled_from(sorted(header)))] = data.draw(JSON)
-        text = json.dumps(header).encode()
-        damaged = struct.pack("<Q", len(text)) + text + whole[8 + header_size :]
+    kind, damaged = damage(whole, data)
     (tmp_path / "model.safetensors").write_bytes(damaged)
     assert not loads_or_says(load_model, str(tmp_path)) or damaged == whole or kind in ("noise", "header")
 
@@ -160,3 +166,36 @@ def test_any_list_of_modules(tmp_path, content):
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
     for file in (tmp_path / "out").glob("*.json"):
         file.unlink()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model without experts; its adapter lies in `adapter/`."""
+    folder = tmp_path_factory.mktemp("base")
+    model = tiny_model(ModernALBERTForMaskedLM, num_hidden_layers=2, ffn_modulation="none")
+    model.save_pretrained(folder)
+    get_peft_model(model, MoLConfig(r=2, num_experts=2)).save_pretrained(folder / "adapter")
+    return folder
+
+
+@settings(max_examples=200, **SETTINGS)
+@given(data=st.data())
+def test_any_damage_of_an_adapter(base, data):
+    adapter = base / "adapter"
+    config, weights = (adapter / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    whole = {file: file.read_bytes() for file in (config, weights)}
+    if data.draw(st.booleans()):
+        fields = json.loads(whole[config])
+        names = data.draw(st.lists(st.sampled_from(sorted(fields)) | st.text(max_size=8), min_size=1, max_size=3))
+        broken = fields | {name: data.draw(JSON) for name in names}
+        for name in ("r", "num_experts"):  # an adapter of any size is allowed, but not made here
+            if isinstance(broken.get(name), int) and abs(broken[name]) > 1000:
+                broken[name] = fields.get(name)
+        config.write_text(json.dumps(broken))
+    else:
+        weights.write_bytes(damage(whole[weights], data)[1])
+    try:
+        loads_or_says(load_adapter, str(base), str(adapter))
+    finally:
+        for file, content in whole.items():
+            file.write_bytes(content)

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
-from loopback_hub import PART_BYTES, running_hub
+from loopback_hub import PART_BYTES, running_hub, use_hub
 from safetensors.torch import load_file
 from small_models import tiny_model
 
 from modernalbert import ModernALBERTForMaskedLM
+from modernalbert.export.hub_folder import push_folders
 
 
 STRANGER = """
@@ -70,6 +71,53 @@ def test_a_folder_is_pushed_and_pulled_over_the_wire(tmp_path, model):
         done = export(hub, tmp_path, "--model_name_or_path", "me/mine", "--revision", "main")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "out/1_Pooling/config.json").is_file()
+
+
+@pytest.fixture
+def hub_in_this_process(monkeypatch, tmp_path):
+    """A loopback Hub, for this process."""
+    with running_hub() as hub:
+        use_hub(hub, str(tmp_path / "cache"), monkeypatch)
+        yield hub
+
+
+def test_an_upload_replaces_an_earlier_one(hub_in_this_process, tmp_path):
+    hub = hub_in_this_process
+    folder, adapter = tmp_path / "out", tmp_path / "adapter"
+    for name in ("onnx/model.onnx", "1_Pooling/config.json", "modeling_old.py", "config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    push_folders({"": folder}, "me/mine")
+    hub.files |= {"notes/plan.md": b"mine", "plot.png": b"mine", "adapter/adapter_model.safetensors": b"old"}
+    for name in ("onnx/model.onnx", "1_Pooling/config.json", "modeling_old.py"):
+        (folder / name).unlink()
+    (folder / "config.json").write_text("new")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("new")
+    push_folders({"": folder, "adapter": adapter}, "me/mine")
+    assert hub.files == {  # graphs and tensors of another model would be loaded without a word
+        "config.json": b"new", "adapter/adapter_config.json": b"new", "notes/plan.md": b"mine", "plot.png": b"mine"
+    }  # fmt: skip
+    assert sum("/commit/" in path for _, path in hub.requests) == 2  # each in one step
+
+
+def test_the_card_that_transformers_uploads_says_how_the_model_is_loaded(hub_in_this_process, tmp_path, monkeypatch):
+    hub = hub_in_this_process
+    model = tiny_model(ModernALBERTForMaskedLM)
+    for upload in (
+        lambda: model.push_to_hub("me/mine"),
+        lambda: model.save_pretrained(tmp_path / "out", push_to_hub=True, repo_id="me/mine"),
+    ):  # said once
+        upload()
+        card = hub.files["README.md"].decode()
+        loading = 'AutoModelForMaskedLM.from_pretrained("me/mine", trust_remote_code=True)'
+        assert card.startswith("---\n") and card.count(loading) == 1
+        assert 'dtype="bfloat16"' in card and "`folded/` loads in the same way" in card
+    use_hub(hub, str(tmp_path / "other"), monkeypatch)  # its commits have one name, which a cache knows
+    hub.files["README.md"] = b"Mine. It needs trust_remote_code."
+    model.push_to_hub("me/mine")
+    card = hub.files["README.md"].decode()
+    assert card.endswith("Mine. It needs trust_remote_code.") and "## Loading" not in card
 
 
 MISTAKES = """

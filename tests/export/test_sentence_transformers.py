@@ -19,7 +19,7 @@ from modernalbert.hub import command as export_command
 pytest.importorskip("sentence_transformers")
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-from sentence_transformers.sparse_encoder.models import MLMTransformer, SpladePooling
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 
 TEXTS = ["A good film.", "The actors are great, but the film is too long.", "Rain."]
@@ -97,7 +97,9 @@ def test_cross_encoder_and_sparse_encoder_start_from_an_export(tmp_path, nano_to
     folder = str(export_to_hub_folder(model, nano_tokenizer, tmp_path / "out", pooling="mean"))
     scores = CrossEncoder(folder, num_labels=1, device="cpu").predict([("a film", "a movie"), ("a film", "rain")])
     assert scores.shape == (2,) and np.isfinite(scores).all()
-    splade = SparseEncoder(modules=[MLMTransformer(folder), SpladePooling("max")], device="cpu")
+    splade = SparseEncoder(
+        modules=[Transformer(folder, transformer_task="fill-mask"), SpladePooling("max")], device="cpu"
+    )
     sparse = splade.encode(TEXTS)
     assert sparse.shape == (3, 30522) and (sparse.to_dense() > 0).any()
 

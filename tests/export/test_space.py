@@ -78,10 +78,13 @@ class Browser:
     def __init__(self, port: int, folder, size: tuple[int, int]):
         self.server = f"http://127.0.0.1:{port}"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
-        arguments.append("--window-size={},{}".format(*size))
         options = {"goog:chromeOptions": {"args": arguments, "binary": BROWSER}}
         created = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
         self.session = f"/session/{created['sessionId']}"
+        # A window is never narrower than 500 pixels; a telephone's screen is.
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen}
+        self.call("POST", f"{self.session}/goog/cdp/execute", command)
 
     def call(self, method: str, path: str, body: dict | None = None):
         data = None if body is None else json.dumps(body).encode()
@@ -128,18 +131,21 @@ def test_the_page_in_a_browser(tmp_path):
     server = subprocess.Popen([sys.executable, str(APP), "--server_port", str(ports[0])], cwd=tmp_path)
     driver = subprocess.Popen([DRIVER, f"--port={ports[1]}"], stdout=subprocess.DEVNULL)
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path)).resolve()
+    browsers: list[Browser] = []
     try:
         wait_until_it_answers(page, server)
         wait_until_it_answers(f"http://127.0.0.1:{ports[1]}/status", driver)
-        for name, size in {"wide": (1400, 1000), "narrow": (420, 1000)}.items():
-            browser = Browser(ports[1], tmp_path / name, size)
+        for name, size in {"wide": (1280, 760), "narrow": (390, 800)}.items():
+            browsers.append(browser := Browser(ports[1], tmp_path / name, size))
             browser.call("POST", f"{browser.session}/url", {"url": page})
             text = browser.wait_for("document.querySelector('#routing table')?.innerText")
             assert text.count("layer ") == 4 and "merged: difference" in text and "river" in text
             # Wider than a narrow window, the table scrolls by itself; the page does not.
             assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
-            browser.screenshot(pictures / f"page-{name}.png")
             if name == "narrow":  # tabs that do not fit are behind a menu
+                browser.run("document.getElementById('show-experts').scrollIntoView()")
+            browser.screenshot(pictures / f"page-{name}.png")
+            if name == "narrow":
                 continue
             for tab, button, result, said in (
                 ("Fill a mask", "fill", "words", "states"),
@@ -153,6 +159,8 @@ def test_the_page_in_a_browser(tmp_path):
                 browser.wait_for(f"document.getElementById('{result}')?.innerText.includes('{said}')")
                 browser.screenshot(pictures / f"{button}.png")
     finally:
+        for browser in browsers:
+            browser.call("DELETE", browser.session)
         for process in (driver, server):
             process.terminate()
             process.wait()

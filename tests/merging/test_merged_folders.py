@@ -96,13 +96,13 @@ def test_a_folder_that_was_moved_loads_as_its_card_says(tmp_path, monkeypatch):
 def test_an_uploaded_adapter_names_the_repository_of_its_base(tmp_path, monkeypatch, capsys):
     tiny_model(ModernALBERTForSequenceClassification).save_pretrained(tmp_path / "model")
     uploaded = []
-    monkeypatch.setattr("modernalbert.merge_experts.push_folder", lambda *given: uploaded.append(given))
+    monkeypatch.setattr("modernalbert.merge_experts.push_folders", lambda *given: uploaded.append(given))
     places = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path / "out")
     code, _, error = run_command(monkeypatch, capsys, command, *places, "--push_to_hub", "--hub_model_id", "me/m")
     assert code == 0, error
-    found = {folder.name: (repository, path) for folder, repository, path in uploaded}
+    found = [({place: folder.name for place, folder in folders.items()}, name) for folders, name in uploaded]
     # The root of me/m is the folded model: an adapter that named it would be applied twice.
-    assert found == {"folded": ("me/m", "."), "adapter": ("me/m", "adapter"), "base": ("me/m-base", ".")}
+    assert found == [({"": "base"}, "me/m-base"), ({"": "folded", "adapter": "adapter"}, "me/m")]
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/m-base"
 
