@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 TEXT_KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Texts tokenized at a time.
 MAP_BATCH = 1000
+# What is read of a file to recognise it: at most so many blocks of so many bytes.
+BLOCKS, BLOCK = 256, 1 << 20
 
 
 class TokenizedCorpus:
@@ -127,7 +129,9 @@ class TokenizedCorpus:
         names = [Path(source).name if kind_of(source) in TEXT_KINDS else source for source in sources]
         asked = [describe_input(source) for source in sources if Path(source).is_file()]
         same_names = names == [description["name"] for description in inputs]
-        if sources and not (same_names and all(description in inputs for description in asked)):
+        # Each field that was kept: corpora of earlier versions have no fingerprint.
+        same_files = all(any(made.items() <= each.items() for made in inputs) for each in asked)
+        if sources and not (same_names and same_files):
             raise UserError(
                 f"{self.folder}: the corpus was prepared from other files ({', '.join(d['name'] for d in inputs)}); "
                 "give another corpus_dir, or delete it."
@@ -195,9 +199,21 @@ def prepare_corpus(
 
 
 def describe_input(file: str) -> dict:
-    """Describe an input: name and size of a file, the name alone of a Hub data set."""
+    """Describe an input: name, size and fingerprint of a file, the name alone of a Hub data set."""
     path = Path(file)
-    return {"name": path.name, "bytes": path.stat().st_size} if path.is_file() else {"name": file}
+    if not path.is_file():
+        return {"name": file}
+    return {"name": path.name, "bytes": path.stat().st_size, "fingerprint": text_fingerprint(path)}
+
+
+def text_fingerprint(path: Path) -> str:
+    """Hash a file: all of it up to `BLOCKS` blocks, else as many of its blocks, evenly spaced."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for start in np.linspace(0, max(0, size - BLOCK), min(BLOCKS, -(-size // BLOCK)), dtype=np.int64):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:16]
 
 
 def token_features():

@@ -109,6 +109,11 @@ def test_another_vocabulary_other_files_or_longer_sequences_are_refused(corpus, 
     (tmp_path / "new.txt").write_text("Another text.\n")
     with pytest.raises(UserError, match="prepared from other files"):
         corpus.check_inputs([str(tmp_path / "new.txt")], 32)
+    path = Path(files["a"][0])
+    changed = tmp_path / path.name
+    changed.write_bytes(path.read_bytes().swapcase())  # another text of the same name and size
+    with pytest.raises(UserError, match="prepared from other files"):
+        corpus.check_inputs([str(changed), *files["a"][1:], *files["b"]], 32)
 
 
 @pytest.mark.parametrize(
