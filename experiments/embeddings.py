@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 import modernalbert  # noqa: F401  registers the classes with transformers
 from modernalbert.cli.errors import UserError, error_message
-from modernalbert.finetuning.checkpoint import has_no_weights
+from modernalbert.finetuning.checkpoint import check_weights, has_no_weights
 
 
 BATCH = 64
@@ -24,7 +24,7 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     An encoder in float32 and its tokenizer, without the library's notices. A configuration alone gives random weights.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or lacks weights.
     """
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -33,7 +33,8 @@ def load_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             set_seed(0)
             model = AutoModel.from_config(AutoConfig.from_pretrained(name)).eval()
         else:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+            model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            check_weights(model.eval(), set(report["missing_keys"]), name, keeps_head=True)
         return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--model_name_or_path {name} cannot be loaded: {error_message(error)}") from None

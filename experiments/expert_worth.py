@@ -24,6 +24,7 @@ from modernalbert.cli.errors import UserError, explain_loading, run
 from modernalbert.diagnostics import RoutingReport
 from modernalbert.experiments.study.bootstrap import Resampler, interval
 from modernalbert.experiments.study.pretraining import batches, held_out_texts, masked_losses
+from modernalbert.finetuning.checkpoint import check_weights
 from modernalbert.merge_experts import merge_experts
 
 
@@ -56,7 +57,8 @@ def main() -> None:
     (arguments,) = parse_arguments(WorthArguments, description=__doc__)
     name = arguments.model_name_or_path
     with explain_loading(f"--model_name_or_path {name}"):
-        model = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32).eval()
+        model, loaded = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    check_weights(model.eval(), set(loaded["missing_keys"]), name, keeps_head=True)
     if not getattr(model.base_model, "expert_mixing", None) == "token":
         raise UserError(f"--model_name_or_path {name} has no experts to route to.")
     settings = {

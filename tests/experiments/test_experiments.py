@@ -101,6 +101,13 @@ def test_similarity_is_spearmans_correlation_of_cosines(tmp_path, monkeypatch, c
     assert code == 0
     found = json.loads((tmp_path / "out/all_results.json").read_text())
     assert found == {"pairs_spearman": pytest.approx(expected, abs=0.02), "pairs_pairs": 9}
+    weights = {name: value for name, value in model.state_dict().items() if "attn.Wo" not in name}
+    model.save_pretrained(tmp_path / "model", state_dict=weights)
+    code, _, error = run_command(
+        monkeypatch, capsys, module.command, "--model_name_or_path", tmp_path / "model", "--files", file,
+        "--output_dir", tmp_path / "other",
+    )  # fmt: skip
+    assert code == 2 and "lacks weights" in error and not (tmp_path / "other").exists()
 
 
 def test_a_probe_learns_from_frozen_embeddings(tmp_path, monkeypatch, capsys, nano_tokenizer):
