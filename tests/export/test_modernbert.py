@@ -25,8 +25,9 @@ PLAIN = {"skip_first_attn_norm": True, "ffn_modulation": "none", "layer_types": 
 def padded_batch(length: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.randint(3, 120, (3, length))
     mask = torch.ones(3, length, dtype=torch.long)
-    padding = slice(0, length // 3) if side == "left" else slice(length - length // 3, None)
-    mask[1, padding] = 0
+    third = length // 3
+    padding = {"left": slice(0, third), "right": slice(length - third, None), "inside": slice(third, 2 * third)}
+    mask[1, padding[side]] = 0
     return ids, mask
 
 
@@ -64,6 +65,13 @@ def test_every_head_computes_the_same(tmp_path, head, side):
 def test_long_rows(side):
     model = tiny_model(ModernALBERTForMaskedLM, **(PLAIN | {"local_attention": 128}))
     assert_same_function(model, to_modernbert(model), length=1024, side=side)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_inside_a_row(attention):
+    """Local attention counts the tokens that are masked."""
+    model = tiny_model(ModernALBERTModel, **(PLAIN | {"local_attention": 8, "attn_implementation": attention}))
+    assert_same_function(model, to_modernbert(model), length=48, side="inside")
 
 
 @pytest.mark.parametrize(
