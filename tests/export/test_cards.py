@@ -16,11 +16,13 @@ from modernalbert.training.length_grouped_trainer import LengthGroupedTrainer
 
 CARDS = REPOSITORY / "model_cards"
 WRITER = CARDS / "write_cards.py"
+SIZES = ("nano", "tiny", "medium", "base", "large")
 
 
 def test_the_cards_are_those_of_the_template(monkeypatch):
     monkeypatch.setattr("sys.argv", [str(WRITER), "--check"])
     runpy.run_path(WRITER, run_name="__main__")  # exits with the name of a card that is not
+    assert {file.stem for file in CARDS.glob("modernalbert-*.md")} == {f"modernalbert-{size}" for size in SIZES}
 
 
 @pytest.mark.parametrize("name", ["tiny", "medium", "base", "large"])
