@@ -21,7 +21,7 @@ from modernalbert.export.hub_folder import (
     push_folders,
     stored_dtype,
 )
-from modernalbert.merging.merge import METHODS, WEIGHTS, merge_layers, random_batch
+from modernalbert.merging.merge import WEIGHTS, merge_layers, merge_methods, random_batch
 from modernalbert.merging.methods import DENSITY, MergeSettings
 from modernalbert.merging.model_experts import ModelExperts
 from modernalbert.merging.recovery import LEARNING_RATE, RecoverySettings
@@ -199,8 +199,8 @@ def check_arguments(arguments: MergeArguments) -> None:
     check_replaceable(arguments.output_dir, OUTPUT_FILES)
     if arguments.push_to_hub:
         check_hub_model_id(arguments.hub_model_id)
-    if arguments.method not in METHODS:
-        raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(METHODS)}.")
+    if arguments.method not in merge_methods():
+        raise UserError(f"--method {arguments.method} is not allowed: it must be one of {', '.join(merge_methods())}.")
     needs_text = (("--method calibrated", arguments.method == "calibrated"),)
     needs_text += (
         ("--recover_steps", arguments.recover_steps),

@@ -11,10 +11,9 @@ Encoders of nano (the shipped checkpoint, experts merged) and Tiny (untrained we
 all-MiniLM-L6-v2's shape, all timed in turn on the same rows: one of SHORT and one of `--length` tokens for the latency,
 `--batch` of `--length` for the throughput, in a fifth of the rounds. onnxruntime gets as many threads as PyTorch
 (OMP_NUM_THREADS), and the results go to the file of that number. On one thread the processor's time is measured, which
-other processes on the machine change less than the time that passes. A checkpoint without `skip_first_attn_norm` is
-loaded with it, so that it has a ModernBERT form: one norm less changes outputs, not what is measured. Starts are those
-of new processes, with the files in the machine's memory: the imports, and the shipped folder from `from_pretrained` to
-its first result, with `trust_remote_code`.
+other processes on the machine change less than the time that passes. Starts are those of new processes, with the files
+in the machine's memory: the imports, and the shipped folder from `from_pretrained` to its first result, with
+`trust_remote_code`.
 """
 
 import functools
@@ -75,7 +74,7 @@ print(clock() - start)
 
 def nano() -> PreTrainedModel:
     """The shipped encoder."""
-    return ModernALBERTModel.from_pretrained(NANO, dtype="float32", skip_first_attn_norm=True).eval()
+    return ModernALBERTModel.from_pretrained(NANO, dtype="float32").eval()
 
 
 def tiny() -> PreTrainedModel:

@@ -28,13 +28,11 @@ class RouterTrainingArguments:
     )
 
     def __post_init__(self):
-        for name, is_allowed in (
-            ("router_learning_rate", self.router_learning_rate is None or self.router_learning_rate > 0),
-            ("router_warmup_steps", self.router_warmup_steps >= 0),
-        ):
-            if not is_allowed:
-                bound = "above 0" if name == "router_learning_rate" else "at least 0"
-                raise UserError(f"--{name} {getattr(self, name)} is not allowed: it must be {bound}.")
+        rate, steps = self.router_learning_rate, self.router_warmup_steps
+        if rate is not None and not rate > 0:
+            raise UserError(f"--router_learning_rate {rate} is not allowed: it must be above 0.")
+        if not steps >= 0:
+            raise UserError(f"--router_warmup_steps {steps} is not allowed: it must be at least 0.")
         super().__post_init__()
 
 

@@ -11,6 +11,7 @@ Every model runs on every task, by the task's script with settings chosen once f
     a GLUE task's name   run_glue.py on train.jsonl and validation.jsonl; beside it the commonest label, and TF-IDF
     NAME-probe           the same with embedding_probe.py, where NAME is a classification: logistic regression on
                          embeddings as they are
+    ner                  run_ner.py on train.jsonl, validation.jsonl and test.jsonl
     squad                run_squad.py on train.json and validation.json; beside it no answer to any question
     squad-answers        a model that `squad` left, made to answer each question, judged by those that have an answer
     retrieval            run_retrieval.py on a folder in BEIR's form: fine-tuned on its training pairs; beside it BM25
@@ -127,6 +128,25 @@ def probe(name: str) -> Experiment:
     )
 
 
+# --- entities --------------------------------------------------------------------------------------------------------
+
+NER = Experiment(
+    "run_ner.py",
+    "--train_file {folder}/train.jsonl --validation_file {folder}/validation.jsonl --test_file {folder}/test.jsonl "
+    f"--learning_rate 3e-4 --num_train_epochs 3 --per_device_train_batch_size 32 {FINE_TUNING} --save_strategy no "
+    "--seed {seed}",
+    lambda results, folder: {"f1": results["eval_f1"], "test_f1": results["test_f1"]},
+    {},
+    lambda folder: tuple(num_lines(folder / f"{split}.jsonl") for split in ("train", "validation")),
+    suffix=", entities",
+)
+
+
+def num_lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 # --- question answering ----------------------------------------------------------------------------------------------
 
 
@@ -199,7 +219,7 @@ def num_queries(folder: Path) -> int:
 RETRIEVAL = Experiment(
     "run_retrieval.py",
     "--train_folder {folder} --evaluation_folders {folder} --max_seq_length 256 --learning_rate 2e-4 --weight_decay 0 "
-    "--num_train_epochs 1 --per_device_train_batch_size 64 --max_train_samples 4000 --seed {seed}",
+    "--num_train_epochs 5 --per_device_train_batch_size 64 --max_train_samples 4000 --seed {seed}",
     retrieval_scores,
     {"bm25": bm25},
     lambda folder: (num_pairs(folder), num_queries(folder)),
@@ -240,6 +260,7 @@ SIMILARITY = Experiment(
 
 EXPERIMENTS = {name: glue(name) for name in GLUE_TASKS} | {
     **{f"{name}-probe": probe(name) for name, task in GLUE_TASKS.items() if not task.is_regression},
+    "ner": NER,
     "squad": SQUAD,
     "squad-answers": ANSWERS,
     "retrieval": RETRIEVAL,

@@ -1,12 +1,12 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
-Routing report of the shipped checkpoint on the Wikipedia leads that its pretraining left out.
+Routing report of the shipped checkpoint on texts that its pretraining left out.
 
-    python experiments/nano_routing.py --retrieval_folder outputs/retrieval-sets/wikipedia_leads \\
+    python experiments/nano_routing.py --validation_file outputs/nano-corpus/validation.jsonl \\
         --output_dir outputs/nano-routing
 
-The leads are the test documents of the set that `experiments/retrieval_sets.py` writes. Report and plot are
-`experiments/results/nano_routing.{json,png}`, for `experiments/document_tables.py`.
+`experiments/nano_corpus.py` writes the file. Report and plot are `experiments/results/nano_routing.{json,png}`, for
+`experiments/document_tables.py`.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from modernalbert.cli.arguments import parse_arguments
 from modernalbert.cli.errors import UserError, run
 from modernalbert.cli.output_folders import check_replaceable
-from modernalbert.data.beir import load_retrieval_set
+from modernalbert.data.corpus import load_texts
 from modernalbert.diagnostics import RoutingReport
 from modernalbert.diagnostics.routing_report import OUTPUT_FILES
 from modernalbert.export.hub_folder import load_model, load_tokenizer
@@ -28,29 +28,28 @@ NANO = Path(__file__).parents[1] / "checkpoints" / "modernalbert-nano"
 
 @dataclass
 class NanoRoutingArguments:
-    """Where the leads are, and where the report goes."""
+    """The texts, and where the report goes."""
 
-    retrieval_folder: str = field(metadata={"help": "The set of Wikipedia leads, in BEIR's form."})
+    validation_file: str = field(metadata={"help": "jsonl with a column text."})
     output_dir: str = field(metadata={"help": "Gets routing_report.json, .md and .png."})
     model_name_or_path: str = field(default=str(NANO), metadata={"help": "A ModernALBERT with experts."})
+    num_texts: int = field(default=1000, metadata={"help": "Texts of the file, from the first."})
 
 
 def main() -> None:
     (arguments,) = parse_arguments(NanoRoutingArguments, description=__doc__)
     check_replaceable(arguments.output_dir, OUTPUT_FILES)
-    data = load_retrieval_set(arguments.retrieval_folder, "test")
     tokenizer = load_tokenizer(arguments.model_name_or_path)
     if tokenizer is None:
         raise UserError(f"{arguments.model_name_or_path} has no tokenizer.")
+    texts = load_texts([arguments.validation_file], "text")["text"][: arguments.num_texts]
     encoder = load_model(arguments.model_name_or_path).base_model.float()
-    wanted = {document for documents in data.qrels.values() for document in documents}
-    texts = data.corpus.texts(row for row, name in enumerate(data.corpus.ids) if name in wanted)
     batches = [
         tokenizer(texts[start : start + 16], padding=True, truncation=True, max_length=256, return_tensors="pt")
         for start in range(0, len(texts), 16)
     ]
     report = RoutingReport.measure(
-        encoder, tqdm(batches, unit="batch"), tokenizer, f"{len(texts):,} Wikipedia leads left out of pretraining"
+        encoder, tqdm(batches, unit="batch"), tokenizer, f"{len(texts):,} texts left out of pretraining"
     )
     report.save(arguments.output_dir)
     print(report.to_markdown())

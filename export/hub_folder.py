@@ -23,7 +23,7 @@ from modernalbert.cli.tokenizer_files import save_tokenizer
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
 from modernalbert.export import sentence_transformers
 from modernalbert.export.cards import code_section, default_card, usage_section
-from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
+from modernalbert.export.plain_model import check_unwrapped
 
 
 # What an export writes, and may therefore replace.
@@ -76,7 +76,6 @@ def export_to_hub_folder(
         UserError: `folder` exists and is something else, or `source` has modules that cannot be copied.
         ValueError: the model is quantised or wears an adapter.
     """
-    check_plain_weights(model)
     check_unwrapped(model)
     folder = Path(folder)
     with atomic_folder(folder, replaceable=OUTPUT_FILES) as temporary:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import torch
 import transformers
 from torch import nn
+from torch.nn.functional import pad
 from transformers import ModernBertConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
 from modernalbert.configuration_modernalbert import ModernALBERTConfig
-from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
+from modernalbert.export.plain_model import check_unwrapped
 from modernalbert.mol_backends import Experts, concatenate_experts
 
 
@@ -52,7 +53,6 @@ def to_modernbert(model: PreTrainedModel) -> PreTrainedModel:
             "what merge_and_unload() returns)."
         )
     check_expressible(config)
-    check_plain_weights(model)
     check_unwrapped(model)
     model_class = getattr(transformers, type(model).__name__.replace("ModernALBERT", "ModernBert"))
     new_config = modernbert_config(model)
@@ -165,9 +165,10 @@ def _modernbert_weights(model: PreTrainedModel, width: int) -> Iterator[tuple[st
             weights["mlp.Wi.weight"], weights["mlp.Wo.weight"] = _merged_ffn(config, mlp, group, depth)
         for name in ("mlp.Wi.weight", "mlp.Wi.bias"):
             if name in weights:  # the activated half, then the other
-                weights[name] = torch.cat([_pad(half, 0, width) for half in weights[name].chunk(2)])
+                halves = weights[name].chunk(2)
+                weights[name] = torch.cat([pad(x, (0, 0) * (x.dim() - 1) + (0, width - len(x))) for x in halves])
         if "mlp.Wo.weight" in weights:
-            weights["mlp.Wo.weight"] = _pad(weights["mlp.Wo.weight"], 1, width)
+            weights["mlp.Wo.weight"] = pad(weights["mlp.Wo.weight"], (0, width - weights["mlp.Wo.weight"].shape[1]))
         for name, value in weights.items():
             yield f"{prefix}layers.{layer}.{name}", value
 
@@ -197,10 +198,3 @@ def _merged_ffn(
         experts = Experts(*(factor.double() for factor in experts[:4]), scaling=experts.scaling)
     lora = concatenate_experts(experts, weights)
     return Wi + lora.B_in[0] @ lora.A_in[0], Wo + lora.B_out[0] @ lora.A_out[0]
-
-
-def _pad(weight: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """Pad `weight` with zeros behind it along `dim`."""
-    shape = list(weight.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([weight, weight.new_zeros(shape)], dim=dim)

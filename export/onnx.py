@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modernalbert.cli.output_folders import atomic_folder
 from modernalbert.export.hub_folder import OUTPUT_FILES, write_model_folder
-from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
+from modernalbert.export.plain_model import check_unwrapped
 
 
 QUANTIZATIONS = ("int8",)
@@ -113,7 +113,6 @@ def export_onnx(
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"ONNX needs {' and '.join(missing)}: run `pip install 'modernalbert[export]'`.")
-    check_plain_weights(model)
     check_unwrapped(model)
     reference = copy.deepcopy(model).float().eval()
     batches = _make_batches(reference, tokenizer, list(texts or CHECK_TEXTS))

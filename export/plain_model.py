@@ -31,8 +31,9 @@ def check_unwrapped(model: PreTrainedModel) -> None:
     configuration would lack what was added (an adapter, quantised or compiled layers).
 
     Raises:
-        ValueError: a tensor is missing, surplus or of another shape; the error names it.
+        ValueError: as `check_plain_weights`; or a tensor is missing, surplus or of another shape. The error names it.
     """
+    check_plain_weights(model)
     with torch.device("meta"):
         expected = type(model)(model.config).state_dict()
     found = model.state_dict()

@@ -17,19 +17,27 @@ logger = logging.getLogger(__name__)
 EARLIER_RUN = ("checkpoint-[0-9]*", "*_results.json", "trainer_state.json")
 
 
+def is_named(resume: str | None) -> bool:
+    """Return whether --resume_from_checkpoint names a checkpoint."""
+    return resume is not None and resume.lower() not in ("true", "false")
+
+
+def is_inside(path: str | Path, folder: Path) -> bool:
+    return folder.resolve() in Path(path).resolve().parents
+
+
 def check_output_dir(folder: Path, overwrite: bool, resume: str | None) -> None:
     """Refuse an output folder or a checkpoint that cannot be used. Changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file.")
     check_writable(folder)
-    is_named = resume is not None and resume.lower() not in ("true", "false")
-    if is_named:
+    if is_named(resume):
         if not (Path(resume) / "trainer_state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {resume} is not a checkpoint (it holds no trainer_state.json).")
-        if overwrite and folder.resolve() in Path(resume).resolve().parents:
+        if overwrite and is_inside(resume, folder):
             raise UserError(f"--overwrite_output_dir would delete the checkpoint to resume, {resume}.")
-    is_inside = is_named and folder.resolve() in Path(resume).resolve().parents
-    if (folder / "all_results.json").is_file() and not overwrite and not is_inside:
+    continues = is_named(resume) and is_inside(resume, folder)
+    if (folder / "all_results.json").is_file() and not overwrite and not continues:
         raise UserError(f"--output_dir {folder} holds a finished run; choose another, or add --overwrite_output_dir.")
 
 
@@ -50,8 +58,7 @@ def checkpoint_to_resume(folder: Path, resume: str | None) -> str | None:
     A named checkpoint inside the folder is used even if a newer one exists. One from elsewhere is the start of a
     branch, which continues from its own checkpoints.
     """
-    is_named = resume is not None and resume.lower() not in ("true", "false")
-    if is_named and folder.resolve() in Path(resume).resolve().parents:
+    if is_named(resume) and is_inside(resume, folder):
         return resume
     if (resume or "true").lower() == "false":
         return None

@@ -26,6 +26,7 @@ from modernalbert.finetuning.run_folder import (
     check_settings,
     checkpoint_to_resume,
     diff_settings,
+    is_inside,
     remove_earlier_run,
     run_inputs,
     save_settings,
@@ -35,7 +36,6 @@ from modernalbert.merging.report import MergeReport
 
 logger = logging.getLogger(__name__)
 
-# Files of a run beside the model's, which a later run may delete.
 OUTPUT_FILES = (*EARLIER_RUN, "predictions_*", "nbest_*", "null_odds_*", "merged", "submission")
 
 
@@ -105,8 +105,8 @@ def begin_run(
     # The first process first: the others must find the folder as it leaves it.
     with training_arguments.main_process_first(local=False):
         checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint)
-        is_inside = checkpoint is not None and output_dir.resolve() in Path(checkpoint).resolve().parents
-        if is_inside or any((output_dir / name).exists() for name in reused):
+        continues = checkpoint is not None and is_inside(checkpoint, output_dir)
+        if continues or any((output_dir / name).exists() for name in reused):
             check_settings(output_dir, settings)
         elif is_first and diff_settings(output_dir, settings):
             (output_dir / SETTINGS_FILE).unlink()

@@ -1,15 +1,12 @@
 # Copyright 2026 The ModernALBERT authors. Licensed under the Apache License, Version 2.0; see LICENSE.
 """
-Merge method `calibrated`: the expert that best reproduces a routed FFN on given text, by least squares.
+Merge method `calibrated` (our own): one LoRA per group, fitted to the routed FFN by ridge regression.
 
-Averaging deltas (`methods.py`) asks no question about the tokens. This method (our own) does, projection by
-projection, starting from the average D = sum_e w_e Delta_e:
+1. Delta_in is fitted to the routed pre-activations, sum_e q_e(x) Delta_in,e x, on x.
+2. With Delta_in fixed, Delta_out is fitted to the routed output less P_out u, on the activations u.
 
-1. Delta_in is the ridge regression of the pre-activations that routing mixes, sum_e q_e(x) Delta_in,e x, on x;
-2. Delta_out that of what the routed FFN puts out, less P_out u, on the u that the merged Delta_in now gives.
-
-Both are shrunk towards D, the more the less text there is; both are cut to a rank in the metric of their inputs, which
-is the best that rank can do for the same squares.
+Both are regularised toward the weighted average of the deltas, more strongly with less text. Low ranks use an SVD
+weighted by the second moments of the inputs, which is the best fit of that rank.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modernalbert.merging.ffn_recorder import dense_routing_weights, mixture_calls, with_progress
-from modernalbert.merging.methods import MergedExpert, default_rank, split_evenly
+from modernalbert.merging.methods import LowRank, MergedExpert, default_rank, split_evenly
 from modernalbert.modeling_mol import MoLFeedForward
 from modernalbert.mol_backends import Experts, concatenate_experts
 
@@ -37,7 +34,7 @@ class RidgeRegression:
         self.cross: torch.Tensor | None = None  # (m, n)
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """More tokens; what they add is computed in their precision, float32 at least."""
+        """Add a batch of tokens. Products are computed in float32 at least and accumulated in float64."""
         x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
         if self.gram is None:
             self.gram = x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float64)
@@ -46,9 +43,7 @@ class RidgeRegression:
         self.cross.add_(y.T @ x)
         self.num_tokens += len(x)
 
-    def solve(
-        self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def solve(self, prior: tuple[torch.Tensor, torch.Tensor], rank: int, ridge: float) -> LowRank:
         """
         Solve for the map B A of rank r that minimises mean|(B A - B0 A0) x - y|^2 + ridge mean(x^2) |B A - B0 A0|^2.
 
@@ -88,7 +83,7 @@ def merge_calibrated(
         averages[k] = concatenate_experts(factors, weights[k].to(mlp.mol_A_in.device).double())
     (rank,) = {default_rank(mlp.experts, rank) for mlp in mixtures.values()}
 
-    def fit(name: str, samples: Callable) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
+    def fit(name: str, samples: Callable) -> dict[int, LowRank]:
         regressions = {k: RidgeRegression() for k in mixtures}
 
         def visit(group, mlp, depth, x, output):
@@ -122,9 +117,4 @@ def merge_calibrated(
 
     first = fit("in", pre_activations)
     second = fit("out", outputs)
-    merged = {}
-    for k in mixtures:
-        (A_in, B_in, energy_in), (A_out, B_out, energy_out) = first[k], second[k]
-        expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
-        merged[k] = MergedExpert(expert, energy_in, energy_out)
-    return merged
+    return {k: MergedExpert.from_projections(first[k], second[k]) for k in mixtures}

@@ -23,20 +23,24 @@ from modernalbert.mol_backends import Experts
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("uniform", "ema", "calibration")
-METHODS = (*MERGE_METHODS, "calibrated")
 # One of this many calibration batches is held out from fitting and training.
 HOLD_OUT = 5
 LOGITS = ("logits", "start_logits", "end_logits")
 NO_TOKENS = "The calibration batches are not allowed to be without tokens: there is nothing to measure on."
 
 
+def merge_methods() -> tuple[str, ...]:
+    """Return the names that `method` may have."""
+    return (*MERGE_METHODS, "calibrated")
+
+
 class ExpertSource(ABC):
     """
-    A model with experts to merge, and the merged model beside it, both in evaluation mode while they run.
+    Interface to a model whose experts are merged. It runs the routed model and the merged one in evaluation mode.
 
     Attributes:
-        model: Takes the batches.
-        experts: By layer.
+        model: The routed model.
+        experts: Its experts, by layer name.
     """
 
     model: nn.Module
@@ -130,16 +134,18 @@ def merge_layers(
     """
     recovery = recovery or RecoverySettings()
     recovery.check()
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not allowed: it must be one of {', '.join(map(repr, METHODS))}.")
+    if method not in merge_methods():
+        allowed = ", ".join(map(repr, merge_methods()))
+        raise ValueError(f"method={method!r} is not allowed: it must be one of {allowed}.")
     fits = method == "calibrated"
     given = [name for name, value in (("weights", weights), ("density", settings.density)) if value is not None]
     if fits and given:
         raise ValueError(f"{given[0]} is not allowed with method='calibrated', which takes none.")
     if weights is None:
         weights = "calibration" if fits else "ema"
+    measures_usage = isinstance(weights, str) and weights == "calibration"
     needs = "method='calibrated'" if fits else "recover_steps" if recovery.steps else "weights='calibration'"
-    if calibration is None and (fits or recovery.steps or _is_named(weights, "calibration")):
+    if calibration is None and (fits or recovery.steps or measures_usage):
         raise ValueError(f"{needs} is not allowed without calibration batches.")
     fit_to, measure_on, measured_on = choose_batches(source.model, calibration, measure_on, fits or recovery.steps > 0)
 
@@ -178,10 +184,6 @@ def merge_layers(
         source.finish(report, experts)
         measure_errors(report, source, measure_on)
     return report
-
-
-def _is_named(weights: str | Sequence[float], name: str) -> bool:
-    return isinstance(weights, str) and weights == name
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def check_batches(batches: Iterable[dict], name: str, model: nn.Module) -> list[
     return [{key: value.to(device) if hasattr(value, "to") else value for key, value in b.items()} for b in batches]
 
 
-def random_batch(model: nn.Module, batch_size: int = 8, length: int = 64) -> dict[str, torch.Tensor] | None:
+def random_batch(model: nn.Module) -> dict[str, torch.Tensor] | None:
     """Token ids drawn evenly from the vocabulary, always the same; None for a model that takes anything else."""
     config = getattr(model, "config", None)
     is_text = getattr(model, "main_input_name", None) == "input_ids" and not hasattr(config, "vision_config")
@@ -247,8 +249,8 @@ def random_batch(model: nn.Module, batch_size: int = 8, length: int = 64) -> dic
     if not hasattr(text_config, "vocab_size"):
         return None
     generator = torch.Generator().manual_seed(0)
-    length = min(length, getattr(text_config, "max_position_embeddings", length))
-    shape = (batch_size, 2, length) if "MultipleChoice" in type(model).__name__ else (batch_size, length)
+    length = min(64, getattr(text_config, "max_position_embeddings", 64))
+    shape = (8, 2, length) if "MultipleChoice" in type(model).__name__ else (8, length)
     ids = torch.randint(text_config.vocab_size, shape, generator=generator).to(model.device)
     return {"input_ids": ids} | ({"decoder_input_ids": ids} if config.is_encoder_decoder else {})
 

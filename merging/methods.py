@@ -16,15 +16,30 @@ from torch import nn
 from modernalbert.mol_backends import Experts, concatenate_experts
 
 
+# A (r, x), B (y, r), and the share of the squared norm of B A that the rank keeps.
+LowRank = tuple[torch.Tensor, torch.Tensor, float]
+
+
 class MergedExpert(NamedTuple):
     """
-    One LoRA in place of E, and, by projection, the share that its rank keeps of the merged delta's squared norm (for
-    `calibrated`, of the delta's output on the calibration text).
+    One LoRA in place of E.
+
+    Attributes:
+        expert: E = 1, scaling 1.
+        energy_in, energy_out: By projection, the share of the merged delta's squared Frobenius norm that the rank
+            keeps; for `calibrated`, of the delta's output on the calibration text.
     """
 
-    expert: Experts  # E = 1, scaling 1
+    expert: Experts
     energy_in: float
     energy_out: float
+
+    @classmethod
+    def from_projections(cls, first: LowRank, second: LowRank) -> "MergedExpert":
+        """Build it from the merged deltas of both projections."""
+        (A_in, B_in, energy_in), (A_out, B_out, energy_out) = first, second
+        expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
+        return cls(expert, energy_in, energy_out)
 
 
 @dataclass(frozen=True)
@@ -117,19 +132,18 @@ def merge_svd(experts: Experts, weights: torch.Tensor, settings: MergeSettings) 
     rank = experts.A_in.shape[1] if settings.rank is None else settings.rank
     if not 1 <= rank <= full_rank:
         raise ValueError(f"rank={rank} is not allowed: it must be from 1 to {full_rank} (num_experts x lora_rank).")
-    A_in, B_in, energy_in = truncate_product(exact.A_in[0], exact.B_in[0], rank)
-    A_out, B_out, energy_out = truncate_product(exact.A_out[0], exact.B_out[0], rank)
-    expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
-    return MergedExpert(expert, energy_in, energy_out)
+    return MergedExpert.from_projections(
+        truncate_product(exact.A_in[0], exact.B_in[0], rank), truncate_product(exact.A_out[0], exact.B_out[0], rank)
+    )
 
 
 @register_merge_method("ties")
 def merge_ties(experts: Experts, weights: torch.Tensor, settings: MergeSettings) -> MergedExpert:
     """
-    Trim, elect signs, merge (TIES, Yadav et al. 2023), on the deltas: of each the largest numbers stay; of these, place
-    by place, those of the sign that weighs more are averaged, and the others left out.
+    TIES merging (Yadav et al. 2023) of the deltas.
 
-    Where no number is trimmed or 0 and all signs agree, it is `linear`.
+    It keeps the largest entries of each delta, elects the majority sign for each entry, and averages the values that
+    have it. It equals `linear` if nothing is trimmed and all signs agree.
     """
     density = DENSITY if settings.density is None else settings.density
 
@@ -178,17 +192,14 @@ def merge_deltas(experts: Experts, merge: Callable, settings: MergeSettings) -> 
     """Apply `merge` to each projection's deltas, (y, x) each, one built at a time, and return the nearest LoRA."""
     rank = default_rank(experts, settings.rank)
 
-    def merged(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def merged(A: torch.Tensor, B: torch.Tensor) -> LowRank:
         delta = merge(lambda: (experts.scaling * b @ a for a, b in zip(A, B)))
         return split_evenly(*torch.linalg.svd(delta, full_matrices=False), rank)
 
-    A_in, B_in, energy_in = merged(experts.A_in, experts.B_in)
-    A_out, B_out, energy_out = merged(experts.A_out, experts.B_out)
-    expert = Experts(A_in[None], B_in[None], A_out[None], B_out[None], scaling=1.0)
-    return MergedExpert(expert, energy_in, energy_out)
+    return MergedExpert.from_projections(merged(experts.A_in, experts.B_in), merged(experts.A_out, experts.B_out))
 
 
-def truncate_product(A: torch.Tensor, B: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+def truncate_product(A: torch.Tensor, B: torch.Tensor, rank: int) -> LowRank:
     """
     Truncated SVD of B A from the factors alone: the product itself is never built.
 
@@ -206,9 +217,7 @@ def truncate_product(A: torch.Tensor, B: torch.Tensor, rank: int) -> tuple[torch
     return split_evenly(q_b @ u, s, vh @ q_a.T, rank)
 
 
-def split_evenly(
-    u: torch.Tensor, s: torch.Tensor, vh: torch.Tensor, rank: int
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+def split_evenly(u: torch.Tensor, s: torch.Tensor, vh: torch.Tensor, rank: int) -> LowRank:
     """
     Return the first `rank` terms of a singular value decomposition (y, n), (n,), (n, x) as A (rank, x) and B (y, rank),
     with the singular values shared evenly, and the share of the squared norm they keep.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from modernalbert.export.plain_model import check_plain_weights, check_unwrapped
+from modernalbert.export.plain_model import check_unwrapped
 from modernalbert.merging.calibrated import merge_calibrated
 from modernalbert.merging.ffn_recorder import (
     dense_routing_weights,
@@ -49,7 +49,6 @@ class ModelExperts(ExpertSource):
                 f"ffn_modulation={modulation!r} of {type(model).__name__} is not allowed: only the experts of a "
                 "Mixture of LoRAs ('mol') can be merged."
             )
-        check_plain_weights(model)
         check_unwrapped(model)
         self.model = model
         prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -113,10 +112,8 @@ class ModelExperts(ExpertSource):
     def _with_one_expert(self, experts: dict[str, Experts]) -> PreTrainedModel:
         return with_one_expert(self.model, {k: experts[name] for name, k in self.groups.items()})
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        with evaluation_mode(self.model):
-            yield
+    def evaluating(self) -> contextlib.AbstractContextManager:
+        return evaluation_mode(self.model)
 
     def run(self, batch: dict, merged: bool) -> Any:
         return (self.merged_model if merged else self.model)(**batch, output_hidden_states=True)

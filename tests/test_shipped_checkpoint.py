@@ -41,8 +41,7 @@ def test_it_is_a_complete_small_hub_folder():
     assert {"AutoConfig", "AutoModel", "AutoModelForMaskedLM"} <= set(config["auto_map"])
     shape = ModernALBERTConfig.from_pretrained(REPOSITORY / "configs" / "nano").to_dict()
     differing = {name for name in shape if config.get(name, shape[name]) != shape[name]}
-    # Of an earlier form: it was trained before `skip_first_attn_norm` was true.
-    assert differing <= {"dtype", "architectures", "auto_map", "transformers_version", "skip_first_attn_norm"}
+    assert differing <= {"dtype", "architectures", "auto_map", "transformers_version"}
     with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
     assert {dtype for name, dtype in dtypes.items() if not name.endswith("mol_usage")} == {"BF16"}

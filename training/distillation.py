@@ -7,6 +7,7 @@ Both work on packed rows and agree on one order: the real tokens of a batch, row
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -413,5 +414,5 @@ def cosine_distance(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 @torch.no_grad()
 def router_entropy(router_logits: Sequence[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
     """Mean entropy of the routing probabilities over real tokens and router calls, as a share of log E."""
-    log_p = torch.stack(list(router_logits))[:, real].float().log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).sum(-1).mean() / torch.log(torch.tensor(log_p.shape[-1]))
+    logits = torch.stack(list(router_logits))[:, real].float()
+    return torch.distributions.Categorical(logits=logits).entropy().mean() / math.log(logits.shape[-1])

@@ -2,7 +2,7 @@
 """Arguments of `run_pretraining.py`; loss and schedule from them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -180,16 +180,8 @@ def distillation_config(arguments: DistillationArguments, has_teacher: bool) -> 
                 f"--layer_map {arguments.layer_map} is not allowed: it must be pairs student:teacher, as 0:0,2:4,6:12."
             ) from None
     try:
-        config = DistillationConfig(
-            mlm_weight=arguments.mlm_weight,
-            logits_weight=arguments.logits_weight,
-            temperature=arguments.temperature,
-            logits_positions=arguments.logits_positions,
-            hidden_weight=arguments.hidden_weight,
-            hidden_loss=arguments.hidden_loss,
-            layer_map=layer_map,
-            pooled_weight=arguments.pooled_weight,
-        )
+        given = {field.name: getattr(arguments, field.name) for field in fields(DistillationConfig)}
+        config = DistillationConfig(**given | {"layer_map": layer_map})
     except ValueError as error:
         raise UserError(f"--{error_message(error)}") from None
     if config.needs_teacher and not has_teacher:

@@ -10,10 +10,11 @@ from pathlib import Path
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from modernalbert.configuration_modernalbert import EXPERT_MIXINGS
+
 
 # 1: factors without ".weight" in their names. 2: as peft's LoRA names its own.
 MOL_VERSION = 2
-MIXINGS = ("token", "ema", "uniform")
 SCORES = ("linear", "absolute")
 
 
@@ -140,7 +141,7 @@ class MoLConfig(PeftConfig):
         require("target_modules", self.target_modules != "all-linear", "modules that hold a feed-forward network")
         for name in ("lora_dropout", "router_jitter_noise", "router_ema_decay"):
             require(name, number(name) and 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
-        require("expert_mixing", self.expert_mixing in MIXINGS, "one of " + ", ".join(map(repr, MIXINGS)))
+        require("expert_mixing", self.expert_mixing in EXPERT_MIXINGS, "one of " + ", ".join(map(repr, EXPERT_MIXINGS)))
         require("router_score", self.router_score in SCORES, "one of " + ", ".join(map(repr, SCORES)))
         frozen = whole("num_frozen_experts") and 0 <= self.num_frozen_experts <= self.num_experts
         require("num_frozen_experts", frozen, f"from 0 to num_experts={self.num_experts}")

@@ -78,7 +78,6 @@ def projection_factors(layers: dict[str, nn.Module], experts: dict[str, Experts]
 # --- from stock LoRAs ------------------------------------------------------------------------------------------------
 
 
-# What makes a LoRA more than a sum of low-rank deltas on the base it names.
 # Options that leave a LoRA a sum of low-rank deltas. Any other must have its default, those of later versions too.
 PLAIN_OPTIONS = frozenset(
     "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save "

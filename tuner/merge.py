@@ -127,9 +127,8 @@ class AdapterExperts(ExpertSource):
         set_experts(self.tuner, adapter_name, config, copied, source=self.adapter_name)
         copy_modules_to_save(self.model, self.adapter_name, adapter_name)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        yield  # `run` sees to it
+    def evaluating(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()  # `run` sees to it
 
     def run(self, batch: dict, merged: bool) -> Any:
         with single_active_adapter(self.model, self.merged_name if merged else self.adapter_name):
@@ -190,8 +189,8 @@ def merge_adapter(
     method: str,
     settings: MergeSettings,
     calibration: Iterable[dict] | None,
-    measure_on: Iterable[dict] | None = None,
-    recovery: RecoverySettings | None = None,
+    measure_on: Iterable[dict] | None,
+    recovery: RecoverySettings,
 ) -> MergeReport:
     """
     Merge the experts of a model's active MoL adapter, and fold them into a copy of the base; the model stays as it is.

@@ -3,9 +3,8 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, NoMatchingPeftModuleError
@@ -13,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, register_peft_method
 from torch import nn
 
-from modernalbert.merging.report import MergeReport
 from modernalbert.tuner.config import MOL, MOL_VERSION, MoLConfig
 from modernalbert.tuner.experts import add_experts
 from modernalbert.tuner.ffn_call import BASE, group_rows, names_of_rows, row_adapters
@@ -167,23 +165,12 @@ class MoLModel(BaseTuner):
             if adapter in layer.mol_usage
         }
 
-    # -- experts in and out (the functions of the same names say how)
+    # -- experts in and out
 
-    def merge_experts(self, *args, **kwargs) -> MergeReport:
-        """Replace an adapter's experts by one: `tuner.merge.merge_experts`."""
-        return merge_experts(self, *args, **kwargs)
-
-    def save_as_lora(self, folder: str | Path, adapter_name: str | None = None) -> Path:
-        """Write an adapter of one expert as a stock LoRA: `tuner.lora.save_as_lora`."""
-        return save_as_lora(self, folder, adapter_name)
-
-    def experts_from_loras(self, folders: Sequence[str | Path], adapter_name: str | None = None) -> None:
-        """Make one expert of each stock LoRA: `tuner.lora.experts_from_loras`."""
-        experts_from_loras(self, folders, adapter_name)
-
-    def add_experts(self, number: int, adapter_name: str | None = None) -> None:
-        """Add experts to a trained adapter, whose own are frozen: `tuner.experts.add_experts`."""
-        add_experts(self, number, adapter_name)
+    merge_experts = merge_experts
+    save_as_lora = save_as_lora
+    experts_from_loras = experts_from_loras
+    add_experts = add_experts
 
     def _unload_and_optionally_merge(
         self,
@@ -244,8 +231,8 @@ HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 def with_new_heads(model: nn.Module, config: MoLConfig) -> list[str] | None:
     """
-    Return the modules to save with an adapter: those of its configuration, and for a task with a head what of that, and
-    of the base's pooler, was not loaded from a checkpoint. Random weights that nobody saves are others after loading.
+    Return `modules_to_save`: the configured modules, and the layers of the head and of the base's pooler that were not
+    loaded from a checkpoint. Otherwise their random weights would be lost on save.
     """
     chosen = config.modules_to_save
     base = getattr(model, getattr(model, "base_model_prefix", ""), None)

@@ -179,10 +179,13 @@ def test_question_answering_and_retrieval_beside_their_baselines(experiment, mon
     queries = [{"_id": "q", "text": "what is green?"}, {"_id": "p", "text": "what is blue?"}]
     (houses / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     (houses / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\np\t2\t1\n")
-    tasks = [f"squad={houses}", f"squad-answers={houses}", f"search={houses}"]
+    for split, number in (("train", 3), ("validation", 1)):
+        (houses / f"{split}.jsonl").write_text('{"tokens": ["Bo"], "ner_tags": ["B-PER"]}\n' * number)
+    tasks = [f"squad={houses}", f"squad-answers={houses}", f"search={houses}", f"ner={houses}"]
     # what the scripts would have written
     squad = {"eval_f1": 60.0, "eval_exact": 50.0, "eval_HasAns_f1": 40.0}
-    for place, measured in (("squad", squad), ("squad-answers", squad), ("search", {"houses_ndcg_at_10": 0.5})):
+    ner, search = {"eval_f1": 0.7, "test_f1": 0.65}, {"houses_ndcg_at_10": 0.5}
+    for place, measured in (("squad", squad), ("squad-answers", squad), ("search", search), ("ner", ner)):
         folder = tmp_path / f"out/{place}-houses-m-0"
         folder.mkdir(parents=True)
         (folder / "all_results.json").write_text(json.dumps(measured))
@@ -197,10 +200,13 @@ def test_question_answering_and_retrieval_beside_their_baselines(experiment, mon
         ("houses", "m", "f1"): 0.6,
         ("houses", "m", "exact"): 0.5,
         ("houses, answerable ones, never silent", "m", "f1"): 0.4,
+        ("houses, entities", "m", "f1"): 0.7,
+        ("houses, entities", "m", "test_f1"): 0.65,
         ("houses, not fine-tuned", "bm25", "ndcg_at_10"): 1.0,
         ("houses, not fine-tuned", "m", "ndcg_at_10"): 0.5,
     }
     assert found["houses", "m", "f1"]["train_rows"] == 6 and found["houses", "m", "f1"]["validation_rows"] == 4
+    assert found["houses, entities", "m", "f1"]["train_rows"] == 3
     assert found["houses, answerable ones, never silent", "m", "f1"]["validation_rows"] == 2
     assert found["houses, not fine-tuned", "m", "ndcg_at_10"]["validation_rows"] == 2
 
@@ -295,8 +301,10 @@ def test_the_summary_has_the_rows_that_were_measured(experiment):
     module = experiment("document_tables")
     rows = [row("sst2", "majority"), row("sst2", "tfidf", scores=(0.7,)), row("sst2", "teacher", scores=(0.9,))]
     rows += [row("sst2", scores=(0.8, 0.82), train_rows=6920), row("mrpc", metric="f1"), row("other", "bm25")]
+    rows += [row("mrpc", "bert-mini", metric="f1", scores=(0.811,)), row("rte", "bert-mini"), row("cola", "teacher")]
     assert module.summary_table(rows).splitlines()[2:] == [
-        "| sst2 | 6,920 | accuracy | 70.0 (TF-IDF) | 81.0 ± 1.4 (2) | 90.0 |"
+        "| sst2 | 6,920 | accuracy | 70.0 (TF-IDF) |  | 81.0 ± 1.4 (2) | 90.0 |",
+        "| mrpc |  | F1 |  | 81.1 | 50.0 |  |",
     ]
 
 

@@ -15,7 +15,7 @@ from modernalbert import (
 from modernalbert.merge_experts import merge_experts
 from modernalbert.merging.calibrated import RidgeRegression, merge_calibrated
 from modernalbert.merging.ffn_recorder import dense_routing_weights
-from modernalbert.merging.methods import MergeSettings, merge_factors
+from modernalbert.merging.methods import MERGE_METHODS, MergeSettings, merge_factors, register_merge_method
 from modernalbert.merging.model_experts import ModelExperts
 from modernalbert.mol_backends import Experts
 
@@ -51,6 +51,22 @@ def ties_by_hand(given, weights, density):
         if agreeing:
             result[place] = sum(w * value for w, value in agreeing) * sum(weights) / sum(w for w, _ in agreeing)
     return result
+
+
+def test_a_method_that_is_registered_later_can_be_chosen(monkeypatch):
+    monkeypatch.setitem(MERGE_METHODS, "heaviest", None)  # undone after the test
+
+    @register_merge_method("heaviest")
+    def merge_heaviest(experts, weights, settings):
+        return MERGE_METHODS["linear"](experts, torch.eye(len(weights)).double()[weights.argmax()], settings)
+
+    model = tiny_model(ModernALBERTModel, std=0.2)
+    group, weights = model.config.modulated_groups[0], [0.0] * model.config.num_experts
+    weights[:2] = 0.4, 0.6
+    report = merge_experts(model, weights=weights, method="heaviest")
+    expert = model.groups[group].mlp.experts
+    A, B = report.factors[f"groups.{group}.mlp.Wi"]
+    torch.testing.assert_close((B @ A).float(), expert.scaling * expert.B_in[1] @ expert.A_in[1])
 
 
 @pytest.mark.parametrize("density", [1.0, 0.6, 0.2])
