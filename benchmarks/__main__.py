@@ -75,6 +75,7 @@ def commands(quick: bool, device: str, data_dir: str | None, output_dir: Path) -
             step = ["recipe_speed.py", *common, *attention, "--recipe", str(CONFIGS / "pretraining" / f"{size}.json")]
             runs.append([*step, *([] if gpu else ["--rows", "1", "--rounds", "2"])])
         runs.append(["tuner_speed.py", *common, "--rounds", "9" if gpu else "3"])
+        runs.append(["callback_speed.py", *common])
         if not gpu:
             runs.append(["export_speed.py", *common])
     runs.append(["memory.py", *common, "--batch", "64" if gpu else "2", "--length", "512"])

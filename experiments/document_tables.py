@@ -9,7 +9,7 @@ A document's tables stand between lines `<!-- NAME table -->` and `<!-- end -->`
 
     task      experiments/results/*_tasks.json: what `experiments/checkpoint_tasks.py` and its like measured
     summary   a few rows of it
-    ffn, sweep, encoder, training, tuner, memory, export
+    ffn, sweep, encoder, training, tuner, memory, export, callback
               benchmarks/results/DEVICE.json: what `python -m modernalbert.benchmarks` measured
     speed     the same in one sentence
     sizes     configs/*/config.json
@@ -485,6 +485,18 @@ def memory_table(sections: dict[str, dict]) -> str:
     return markdown_table(header, body)
 
 
+def callback_sentence(benchmarks: Path) -> str:
+    """Say what `RouterCallback` adds to a step, for each file that has it."""
+    sentences = [
+        f"On `{file.stem}` a measured step takes {section['measured_step']['ratio']:.3f}x the time of another, "
+        f"{section['overhead']:.2%} of a run with `--logging_steps {section['logging_steps']}`."
+        for file in sorted(benchmarks.glob("*.json"))
+        for name, section in read_benchmarks(file).items()
+        if name.startswith("router_callback_")
+    ]
+    return " ".join(sentences) or "Not measured yet: `python benchmarks/callback_speed.py` writes the figures."
+
+
 def export_table(benchmarks: Path) -> str:
     """Latency and throughput of the forms of a model, and the time to a first result, for each file that has them."""
     texts = []
@@ -735,6 +747,7 @@ def main() -> None:
         "tuner": lambda: tuner_table(read_benchmarks(benchmarks)),
         "memory": lambda: memory_table(read_benchmarks(benchmarks)),
         "export": lambda: export_table(benchmarks.parent),
+        "callback": lambda: callback_sentence(benchmarks.parent),
         "speed": lambda: speed_sentence(read_benchmarks(benchmarks), benchmarks.stem),
         "sizes": sizes_table,
         "demo": lambda: as_table(json.loads((RESULTS / "demo.json").read_text("utf-8"))["rows"]).strip(),
