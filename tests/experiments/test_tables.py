@@ -543,6 +543,12 @@ def test_tables_of_benchmarks(experiment, tmp_path):
         "",
         "Start of a new process, warm, `cpu-2-threads`: first result 2.50 s.",
     ]
+    assert module.callback_sentence(tmp_path).startswith("Not measured yet")
+    measured = {"measured_step": {"ratio": 1.02}, "overhead": 0.002, "logging_steps": 10}
+    file.write_text(json.dumps({"router_callback_2x8_float32": {"results": measured}}))
+    assert module.callback_sentence(tmp_path) == (
+        "On `cpu-2-threads` a measured step takes 1.020x the time of another, 0.20% of a run with `--logging_steps 10`."
+    )
     for broken in ("[", "[]", '{"ffn": 3}'):
         file.write_text(broken)
         with pytest.raises(module.UserError, match="it is not what python -m modernalbert.benchmarks writes"):
@@ -554,7 +560,7 @@ def test_all_benchmarks_in_one_command_know_their_options(tmp_path):
         runs = benchmarks.commands(quick, "cpu", data_dir, tmp_path)
         scripts = {path.name for path in (REPOSITORY / "benchmarks").glob("*_speed.py")} | {"memory.py"}
         assert {run[0] for run in runs} == scripts - (
-            {"export_speed.py", "recipe_speed.py", "tuner_speed.py"} if quick else set()
+            {"callback_speed.py", "export_speed.py", "recipe_speed.py", "tuner_speed.py"} if quick else set()
         )
         for script, *options in runs:
             source = (REPOSITORY / "benchmarks" / script).read_text() + (
