@@ -54,7 +54,7 @@ from modernalbert.experiments.text_baselines import majority, tfidf
 
 REPOSITORY = Path(__file__).parents[1]
 # In bfloat16: a processor that does not multiply in it warns, and gives the same figures more slowly.
-FINE_TUNING = "--load_best_model_at_end False --weight_decay 0 --bf16"
+FINE_TUNING = "--load_best_model_at_end False --weight_decay 0 --bf16 --attn_implementation eager"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 """
 What ONNX and int8 keep of a fine-tuned classifier: its figures in PyTorch, in ONNX and in ONNX int8.
 
-    python run_glue.py --model_name_or_path checkpoints/modernalbert-nano --task_name sst2 --data_dir $DATA_DIR \\
-        --max_train_samples 6000 --num_train_epochs 2 --output_dir outputs/sst2-6000
-    python experiments/onnx_accuracy.py --model_name_or_path outputs/sst2-6000 --task_name sst2 \\
-        --validation_file $DATA_DIR/sst2/validation.jsonl --output_file experiments/results/onnx_accuracy.json
+    python experiments/onnx_accuracy.py --model_name_or_path outputs/checkpoint-tasks/sst2-sst2-nano-0 \\
+        --task_name sst2 --validation_file $DATA_DIR/sst2/validation.jsonl \\
+        --output_file experiments/results/onnx_accuracy.json
 
 The model is measured as it is, and with its experts merged by the moving average of their use.
 """

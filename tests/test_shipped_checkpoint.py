@@ -11,11 +11,13 @@ import torch
 from safetensors import safe_open
 from small_models import REPOSITORY
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaskedLM, pipeline
 
 from modernalbert import ModernALBERTConfig
+from modernalbert.export import to_modernbert
 from modernalbert.export.cards import file_hash
 from modernalbert.export.verify import CODE_FILES
+from modernalbert.merge_experts import merge_experts
 
 
 EXPORT = (
@@ -103,6 +105,16 @@ def test_embeddings_know_what_sentences_mean(tokenizer):
 def test_masks_are_filled_sensibly(model, tokenizer, sentence, words):
     answers = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=5)(sentence)
     assert words & {answer["token_str"] for answer in answers}, answers
+
+
+def test_merged_it_is_a_modernbert(model, tokenizer):
+    merged = merge_experts(model, weights="ema").model
+    plain = to_modernbert(merged)
+    assert type(plain) is ModernBertForMaskedLM
+    batch = tokenizer(["The ferry did not run.", "No boat [MASK] the river. " * 60], padding=True, return_tensors="pt")
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits[real], merged(**batch).logits[real], atol=1e-5, rtol=1e-5)
 
 
 STRANGER = """
