@@ -394,6 +394,7 @@ def test_rows_are_taken_and_put_with_gradients_of_every_order():
     assert torch.autograd.gradgradcheck(lambda y: TakeRows.apply(y.sin(), rows).square(), y)
 
 
+@pytest.mark.slow  # it generates machine code
 def test_flex_attention_equals_sdpa_on_padded_and_packed_rows():
     sdpa = tiny_model(ModernALBERTModel, layer_types=LOCAL_GLOBAL, hidden_size=64, attn_implementation="sdpa")
     flex = tiny_model(ModernALBERTModel, layer_types=LOCAL_GLOBAL, hidden_size=64, attn_implementation="flex_attention")

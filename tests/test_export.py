@@ -31,10 +31,13 @@ def batch(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-# Machine code is generated in one of these tests: it takes most of a minute.
 @pytest.mark.parametrize(
     "backend, dynamic, sizes",
-    [("inductor", False, [(2, CPU_TOKEN_BLOCK // 2 + 5)]), ("aot_eager", True, [(2, 12), (3, 17)])],
+    [
+        # This one generates machine code.
+        pytest.param("inductor", False, [(2, CPU_TOKEN_BLOCK // 2 + 5)], marks=pytest.mark.slow),
+        ("aot_eager", True, [(2, 12), (3, 17)]),
+    ],
 )
 def test_compile_fullgraph(backend, dynamic, sizes):
     torch._dynamo.reset()

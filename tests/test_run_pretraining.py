@@ -218,7 +218,7 @@ def test_a_stream_without_text_is_refused_at_once(rows, message, models, text, t
     assert code == 2 and message in error, error
 
 
-@pytest.mark.parametrize("config", ["ddp", "ddp_2_machines", "fsdp"])
+@pytest.mark.parametrize("config", ["ddp", "ddp_2_machines", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_take_the_steps_of_one(config, pretrain, models, text, tmp_path):
     changes = {**distilled(models), "learning_rate": 1e-3, "mlm_probability": 0.3, "corpus_dir": tmp_path / "corpus"}
     one = pretrain(tmp_path / "one", **changes)

@@ -391,6 +391,7 @@ def test_ways_of_merging_are_measured_and_tabled(experiment, tmp_path, nano_toke
 # --- ONNX ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_int8_keeps_of_a_classifier(experiment, tmp_path, nano_tokenizer, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     module, tables = experiment("onnx_accuracy"), experiment("document_tables")
@@ -547,7 +548,7 @@ def test_tables_of_benchmarks(experiment, tmp_path):
     measured = {"measured_step": {"ratio": 1.02}, "overhead": 0.002, "logging_steps": 10}
     file.write_text(json.dumps({"router_callback_2x8_float32": {"results": measured}}))
     assert module.callback_sentence(tmp_path) == (
-        "On `cpu-2-threads` a measured step takes 1.020x the time of another, 0.20% of a run with `--logging_steps 10`."
+        "On `gpu` a measured step takes 1.020x the time of another, 0.20% of a run with `--logging_steps 10`."
     )
     for broken in ("[", "[]", '{"ffn": 3}'):
         file.write_text(broken)

@@ -16,6 +16,8 @@ from modernalbert.merge_experts import merge_experts
 from modernalbert.tuner.observer import mol_layers
 
 
+pytestmark = pytest.mark.slow
+
 NANO = REPOSITORY / "checkpoints" / "modernalbert-nano"
 LAW, CODE = 0, 1
 PATHS = [f"model.groups.{group}.mlp.{name}" for group in range(3) for name in ("Wi", "Wo")]
