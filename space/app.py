@@ -130,7 +130,7 @@ class Demo:
                 )
                 for experts, shares in zip(top.indices.tolist(), weights.tolist())
             ]
-            rows.append(_row(f"layer {layer + 1}, group {layer // config.group_depth + 1}", cells))
+            rows.append(_row(f"layer {layer}, group {layer // config.group_depth}", cells))
         for name, outputs in (("routed: expects", routed), ("merged: expects", merged)):
             expected = self._tokens(outputs.logits[0].argmax(dim=-1))
             given = self._tokens(batch["input_ids"][0])
