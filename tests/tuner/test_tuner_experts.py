@@ -187,8 +187,15 @@ def test_unmerging_follows_a_model_that_was_moved():
 def test_folding_several_routed_experts_says_that_it_is_not_exact_and_runs_nothing(merge):
     model = adapt(family("bert"))
     model.base_model.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
-    with pytest.warns(UserWarning, match=r"4 experts .* is not exact, .* merge_experts\(calibration=...\) measures"):
-        getattr(model, merge)()
+    with pytest.warns(
+        UserWarning, match=r"4 experts .* is not exact, .* merge_experts\(calibration=...\) measures"
+    ) as said:
+        merged = getattr(model, merge)()
+    assert sum("is not exact" in str(warning.message) for warning in said) == 1
+    if merge == "merge_adapter":
+        assert all(layer.merged for _, layer in mol_layers(model))
+    else:
+        assert not list(mol_layers(merged))
 
 
 PLAIN_PEFT = """
