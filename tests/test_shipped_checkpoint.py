@@ -150,5 +150,10 @@ def test_its_card_says_what_was_measured():
     said = [f"{log['tokens']:,}\ntokens", f"{log['hours_at_the_median_speed']:.1f} hours"]
     said += [f"words {results['eval_mlm_loss']:.2f}", f"hidden states {results['eval_hidden_loss']:.3f}"]
     said += [f"sentences {results['eval_pooled_loss']:.3f}", f"entropy {results['eval_router_entropy']:.2f}"]
+    rows = json.loads((REPOSITORY / "experiments/results/nano_experts.json").read_text())["rows"]
+    for way in ("uniform", "calibrated", "off"):
+        row = next(row for row in rows if row["way"] == way)
+        said.append("{:.3f} ({:.3f} to {:.3f})".format(row["worse_by"], *row["interval"]))
+    said.append(f"masked words is {rows[0]['masked_loss']:.3f}")
     text = " ".join(card.split())
     assert [words for words in said if " ".join(words.split()) not in text] == []
